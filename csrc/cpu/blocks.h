@@ -1,0 +1,55 @@
+// The inner loops of the CPU kernels, over one block of one tensor. `blocks.cpp` is compiled once per instruction set;
+// the best set that the machine has is taken at run time.
+#pragma once
+
+#include <cstdint>
+
+
+#include "../launch.h"
+#include "../update_math.h"
+
+namespace mtadam::cpu {
+
+// Elements of one update block. Small, so that the streams of K terms (4 KB apart in the cache as torch allocates them)
+// alternate often and all stay in the first-level cache: with 128 instead of 1,024 the step runs a third faster.
+constexpr int64_t kBlock = 128;
+
+// One parameter's step: the scalars of its row, ready for the inner loop.
+template <class C>
+struct RowStep {
+  int64_t terms;
+  const C* scale;  // [terms], its sign turned where the group maximizes
+  C beta1, one_minus_beta1;
+  C beta2, one_minus_beta2;
+  C l2_decay;
+  StepFactors<C> factors;
+};
+
+// Addresses of one block: null where a term is absent (grad), was never reached (second), or amsgrad is off (maximum).
+template <class C>
+struct BlockPointers {
+  void* param;
+  C* exp_avg;
+  void* combined;         // where sum_k h_k is left, or null
+  const void* const* grad;  // [terms]
+  C* const* second;       // [terms]
+  C* const* maximum;      // [terms]
+};
+
+template <class C>
+struct Blocks {
+  // Sum of squares of n elements, in an order that depends on n alone.
+  C (*sum_of_squares[kStorageTypes])(const void* grad, int64_t n);
+  // Stage 3 of n <= kBlock elements; by [parameter type][gradient type], null where the pair is not supported.
+  void (*update[kStorageTypes][kStorageTypes])(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row);
+};
+
+// The loops for this machine. The environment's ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers
+// the choice, as it does for torch.
+template <class C>
+const Blocks<C>& blocks();
+
+// The name of that choice: "default", "avx2" or "avx512".
+const char* instruction_set();
+
+}  // namespace mtadam::cpu

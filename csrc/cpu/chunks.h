@@ -1,0 +1,59 @@
+// The unit of parallel work: a chunk of one row.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../launch.h"
+
+namespace mtadam::cpu {
+
+// Elements of a chunk: few enough to share small layers evenly and to sum in the arithmetic type (sums of chunks are
+// double), enough that taking one costs nothing.
+constexpr int64_t kChunk = 4096;
+
+// A range of rows, [first, last), of a step.
+struct Rows {
+  int64_t first, last;
+};
+
+struct Chunk {
+  int64_t row, begin, end;  // elements [begin, end) of the row
+};
+
+// The chunks of a range of rows, numbered in order: any number finds its chunk without a list of them all.
+class Chunks {
+ public:
+  template <class C>
+  Chunks(const Step<C>& step, Rows rows) : row_(step.row), rows_(rows), start_(scratch()) {
+    start_.assign(1, 0);
+    for (int64_t r = rows.first; r < rows.last; ++r) start_.push_back(start_.back() + count(step.row[r].numel));
+  }
+
+  static int64_t count(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+
+  int64_t size() const { return start_.back(); }
+
+  // The number of a row's first chunk; that of the row after it ends the row's chunks.
+  int64_t first_of(int64_t row) const { return start_[row - rows_.first]; }
+
+  Chunk operator[](int64_t number) const {
+    const int64_t row = rows_.first + (std::upper_bound(start_.begin(), start_.end(), number) - start_.begin()) - 1;
+    const int64_t begin = (number - first_of(row)) * kChunk;
+    return {row, begin, std::min(begin + kChunk, row_[row].numel)};
+  }
+
+ private:
+  // Kept by the calling thread from step to step: a step allocates nothing.
+  static std::vector<int64_t>& scratch() {
+    static thread_local std::vector<int64_t> kept;
+    return kept;
+  }
+
+  const Row* row_;
+  Rows rows_;
+  std::vector<int64_t>& start_;
+};
+
+}  // namespace mtadam::cpu

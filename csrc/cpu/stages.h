@@ -1,0 +1,24 @@
+// The three stages over a range of rows; the launchers of launch.h run them over all rows, or some rows at a time.
+#pragma once
+
+#include "chunks.h"
+
+namespace mtadam::cpu {
+
+template <class C>
+void term_norms(const Step<C>& step, Rows rows);
+
+template <class C>
+void balance(const Step<C>& step, Rows rows);
+
+template <class C>
+void mtadam_update(const Step<C>& step, Rows rows);
+
+// Bytes of one element of a storage type.
+constexpr int64_t kStorageBytes[kStorageTypes] = {8, 4, 2, 2};
+
+inline const char* address(int64_t base, int64_t type, int64_t element) {
+  return reinterpret_cast<const char*>(base) + element * kStorageBytes[type];
+}
+
+}  // namespace mtadam::cpu

@@ -1,0 +1,71 @@
+// What Python hands to the native kernels, and the launchers that take it.
+//
+// Addresses and sizes arrive as tables of 64-bit integers, so the module needs nothing of torch. A *row* is one
+// parameter; a *pair* is one (term, row). Tables over pairs are term-major, [terms, rows]; scalars over pairs are
+// row-major, [rows, terms].
+#pragma once
+
+#include <cstdint>
+
+namespace mtadam {
+
+// Storage types; the codes are those of mtadam_fused/table.py.
+enum StorageType : int64_t { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFloat16 = 3, kStorageTypes = 4 };
+
+struct Row {
+  int64_t param;         // address
+  int64_t exp_avg;       // address, of the arithmetic type
+  int64_t numel;
+  int64_t group;         // index into the groups
+  int64_t param_type;    // StorageType
+};
+static_assert(sizeof(Row) == 5 * sizeof(int64_t), "rows arrive as a table of five 64-bit integers");
+
+struct Group {
+  double lr, beta1, beta2, beta3, eps;
+  double l2_decay;         // added to every term's gradient, the published form
+  double decoupled_decay;  // applied once to the parameter, as AdamW does
+  double direction;        // -1 where the group maximizes, else 1
+  double first_nonzero;    // 1 where a running norm starts at its first non-zero value, else 0
+  double amsgrad;          // 1 or 0
+};
+static_assert(sizeof(Group) == 10 * sizeof(double), "groups arrive as a table of ten doubles");
+
+// One step of all parameters of one device that share an arithmetic type C (double for float64, float for the rest).
+template <class C>
+struct Step {
+  int64_t rows, terms;
+  const Row* row;              // [rows]
+  const Group* group;          // [groups]
+  const double* weight;        // [groups, terms], the user's term weights
+  const int64_t* grad;         // [terms, rows] addresses, 0 where absent
+  const int64_t* grad_type;    // [rows] StorageType
+  const int64_t* second;       // [terms, rows] addresses of the second moments, 0 where the pair was never reached
+  const int64_t* maximum;      // [terms, rows] addresses of their maxima, 0 where there are none
+  const int64_t* combined;     // [rows] addresses for sum_k h_k, 0 where not wanted
+  float* count;                // [rows] steps taken
+  C* norm;                     // [rows, terms] norms of this step's gradients, NaN where absent
+  C* running;                  // [rows, terms] running norms, NaN before the first
+  C* scale;                    // [rows, terms]
+};
+
+namespace cpu {
+
+// Stage 1: fills `norm`.
+template <class C>
+void term_norms(const Step<C>& step);
+
+// Stage 2: from `norm` advances `running` and fills `scale`.
+template <class C>
+void balance(const Step<C>& step);
+
+// Stage 3: advances parameters, moments and step counts.
+template <class C>
+void mtadam_update(const Step<C>& step);
+
+// The three stages, a few rows at a time, so that stage 3 finds the gradients that stage 1 read in the cache.
+template <class C>
+void mtadam_step(const Step<C>& step);
+
+}  // namespace cpu
+}  // namespace mtadam

@@ -1,0 +1,111 @@
+// The formulas of MTAdam for one element and one (layer, term) pair, for host and device. Nothing else in C++ or CUDA
+// states them; `mtadam_fused/reference.py` states them once more in Python, and the tests hold the two together.
+//
+// Source: Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss Terms", arXiv 2006.14683,
+// algorithm 1, with the K first moments of the paper summed into one (they share beta1 and the step).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MTADAM_FN __host__ __device__ __forceinline__
+#else
+// Always inlined: the CPU kernels are compiled once per instruction set, and an out-of-line copy made for AVX-512 must
+// never be the one that the linker keeps for a machine without it.
+#define MTADAM_FN inline __attribute__((always_inline))
+#endif
+
+namespace mtadam {
+
+// Running norms at or below this count as zero: the term cannot be an anchor and is not scaled (published value).
+constexpr double kTinyNorm = 1e-10;
+
+// A running norm that has not started yet. Only a comparison with itself tells it (NaN != NaN).
+template <class C>
+MTADAM_FN bool has_started(C running) {
+  return running == running;
+}
+
+// False for NaN (also that of an absent gradient) and for infinities.
+template <class C>
+MTADAM_FN bool is_finite(C x) {
+  return x - x == C(0);
+}
+
+// The running norm of one (layer, term) pair after a step whose gradient has the given norm. A norm that is not finite
+// is left out, so that one bad gradient does not spoil all the steps after it. With `first_nonzero` the running norm
+// starts at the first norm above kTinyNorm instead of the first one.
+template <class C>
+MTADAM_FN C running_norm(C running, C norm, C beta3, bool first_nonzero) {
+  if (!is_finite(norm)) return running;
+  if (has_started(running)) return beta3 * running + (C(1) - beta3) * norm;
+  return first_nonzero && !(norm > C(kTinyNorm)) ? running : norm;
+}
+
+// The factor of one term's gradient that brings its running norm to the anchor's, times the user's weight.
+template <class C>
+MTADAM_FN C term_scale(C running, C anchor, C weight) {
+  return running > C(kTinyNorm) ? weight * (anchor / running) : C(1);
+}
+
+// Stage 2 for one layer: advances the running norms [terms] by this step's norms and gives each term's scale. A term
+// that is absent (norm NaN) keeps its running norm and can still be the anchor.
+template <class C>
+MTADAM_FN void balance_row(int64_t terms, const C* norm, const double* weight, C beta3, bool first_nonzero, C* running,
+                           C* scale) {
+  C anchor = C(0);
+  for (int64_t k = 0; k < terms; ++k) {
+    running[k] = running_norm(running[k], norm[k], beta3, first_nonzero);
+    if (!(anchor > C(kTinyNorm))) anchor = running[k];
+  }
+  for (int64_t k = 0; k < terms; ++k) scale[k] = term_scale(running[k], anchor, C(weight[k]));
+}
+
+// h_k: the balanced gradient of one term, with weight decay in the published L2 form (once per term).
+template <class C>
+MTADAM_FN C balanced_gradient(C grad, C scale, C param, C weight_decay) {
+  return scale * grad + weight_decay * param;
+}
+
+// m: one for all terms. `combined` is the sum of h_k over the terms.
+template <class C>
+MTADAM_FN C first_moment(C exp_avg, C combined, C beta1, C one_minus_beta1) {
+  return beta1 * exp_avg + one_minus_beta1 * combined;
+}
+
+// v_k: one per term.
+template <class C>
+MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
+  return beta2 * exp_avg_sq + one_minus_beta2 * h * h;
+}
+
+template <class C>
+MTADAM_FN C larger(C a, C b) {
+  return a < b ? b : a;
+}
+
+// What a step multiplies by, from the hyper-parameters and the number of the step (from 1).
+template <class C>
+struct StepFactors {
+  C step_size;        // lr / (1 - beta1^t)
+  C inv_correction2;  // 1 / sqrt(1 - beta2^t)
+  C eps;
+  C keep;  // 1 - lr * weight_decay where the decay is decoupled, else 1
+};
+
+// In double on the host and in the first threads of a device block: beta^t loses digits in float.
+template <class C>
+MTADAM_FN StepFactors<C> step_factors(double lr, double beta1, double beta2, double eps, double decoupled_decay,
+                                      double step) {
+  return {C(lr / (1.0 - std::pow(beta1, step))), C(1.0 / std::sqrt(1.0 - std::pow(beta2, step))), C(eps),
+          C(1.0 - lr * decoupled_decay)};
+}
+
+// The parameter after the step. `largest` is the largest v_k (amsgrad: the largest maximum) over the terms.
+template <class C>
+MTADAM_FN C updated_param(C param, C exp_avg, C largest, const StepFactors<C>& f) {
+  return f.keep * param - f.step_size * exp_avg / (std::sqrt(largest) * f.inv_correction2 + f.eps);
+}
+
+}  // namespace mtadam

@@ -1,0 +1,12 @@
+"""MTAdam: the optimizer for networks with several loss terms, fused into native kernels."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .mtadam import MTAdam
+
+try:
+    __version__ = version("mtadam_fused")
+except PackageNotFoundError:  # imported from a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = ["MTAdam", "__version__"]

@@ -1,0 +1,68 @@
+"""The kernels in pure PyTorch, on any device: the functions of ``mtadam_fused.reference`` over a table's rows."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..table import Work
+
+
+class ReferenceBackend:
+    """See :class:`mtadam_fused.backends.Backend`."""
+
+    name = "reference"
+
+    def term_norms(self, work: Work) -> None:
+        grads = list(zip(*work.grads, strict=True))
+        work.table.norms.copy_(reference.term_norms(grads, like=work.table.norms))
+
+    def balance(self, work: Work) -> None:
+        table = work.table
+
+        def per_row(values: Sequence, dtype: torch.dtype) -> Tensor:
+            """``values`` of the groups, for each row."""
+            return torch.tensor([values[group] for group in table.groups], dtype=dtype, device=table.device)
+
+        running, scales = reference.balance(
+            table.norms,
+            table.running,
+            per_row(work.weights, table.dtype),
+            per_row([[g.betas[2]] for g in work.groups], table.dtype),
+            per_row([[g.norm_init == "first_nonzero"] for g in work.groups], torch.bool),
+        )
+        table.running.copy_(running)
+        table.scales.copy_(scales)
+
+    def mtadam_update(self, work: Work) -> None:
+        table = work.table
+        for row, state in enumerate(table.states):
+            grads = [term[row] for term in work.grads]
+            if all(grad is None for grad in grads):
+                continue
+            group = work.groups[table.groups[row]]
+            state["step"] += 1
+            combined = reference.mtadam_update(
+                table.dense[row].detach(),
+                grads,
+                table.scales[row],
+                state["exp_avg"],
+                [term[row] for term in table.exp_avg_sqs],
+                [term[row] for term in table.max_exp_avg_sqs] if group.amsgrad else [None] * table.terms,
+                state["step"],
+                lr=group.lr,
+                beta1=group.betas[0],
+                beta2=group.betas[1],
+                eps=group.eps,
+                weight_decay=group.weight_decay,
+                maximize=group.maximize,
+                decoupled_weight_decay=group.decoupled_weight_decay,
+            )
+            if work.combined is not None and (out := work.combined[row]) is not None:
+                out.copy_(combined)
+
+    def mtadam_step(self, work: Work) -> None:
+        self.term_norms(work)
+        self.balance(work)
+        self.mtadam_update(work)

@@ -1,0 +1,79 @@
+"""Which backends there are, whether each can be used here, and which one "auto" takes."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+
+from ..table import Work
+from . import cpu, reference
+
+
+class Backend(Protocol):
+    """The kernels of MTAdam for one kind of device.
+
+    Each takes a :class:`~mtadam_fused.table.Work` and changes its table in place.
+    """
+
+    name: str
+
+    def term_norms(self, work: Work) -> None:
+        """Stage 1: fills ``table.norms`` from the gradients."""
+
+    def balance(self, work: Work) -> None:
+        """Stage 2: from ``table.norms`` advances ``table.running`` and fills ``table.scales``."""
+
+    def mtadam_update(self, work: Work) -> None:
+        """Stage 3: advances parameters, moments and step counts, and fills ``work.combined``."""
+
+    def mtadam_step(self, work: Work) -> None:
+        """The three stages."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a backend can be used on this machine, and why, in words."""
+
+    usable: bool
+    reason: str
+
+
+BACKENDS: Mapping[str, Backend] = MappingProxyType(
+    {"reference": reference.ReferenceBackend(), "cpu": cpu.CpuBackend()}
+)
+
+
+def statuses() -> dict[str, Status]:
+    """Every backend's status, best first for the devices that it serves."""
+    return {"cpu": Status(*cpu.status()), "reference": Status(True, "pure PyTorch, any device")}
+
+
+def choose(requested: str, device: torch.device) -> Backend:
+    """The backend for parameters on ``device``.
+
+    Args:
+        requested: "auto" or a backend's name.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: a backend asked for by name that cannot serve the device here.
+    """
+    if requested not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is {requested!r}; it must be one of auto, {', '.join(BACKENDS)}")
+    if requested == "reference":
+        return BACKENDS[requested]
+    status = statuses()["cpu"]
+    if device.type == "cpu" and status.usable:
+        return BACKENDS["cpu"]
+    problem = status.reason if device.type == "cpu" else f"it has no kernels for parameters on {device}"
+    if requested == "cpu":
+        raise RuntimeError(f"backend 'cpu' cannot be used: {problem}; use backend='auto' or backend='reference'")
+    warnings.warn(
+        f"mtadam_fused runs its slow pure-PyTorch reference on {device}: {problem}. See `python -m mtadam_fused`; "
+        "backend='reference' asks for it without this warning.",
+        stacklevel=2,
+    )
+    return BACKENDS["reference"]

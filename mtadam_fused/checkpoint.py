@@ -1,0 +1,74 @@
+"""Reading saved optimizer state: our own, and that of the published MTAdam."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import arithmetic_type
+from .table import State, dense_like
+
+_MOMENT = re.compile(r"(max_exp_avg_sq|exp_avg_sq|exp_avg)(\d*)")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A parameter's saved state in a wrapper that ``Optimizer.load_state_dict`` passes on as it is.
+
+    It would cast what it can look into to the type of the parameter, and fp32 moments of 16-bit parameters would lose digits.
+    """
+
+    state: Mapping[str, Any]
+
+
+def moments(saved: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """The names of the saved moments, each split into kind and term number (-1 where it has none)."""
+    found = ((name, _MOMENT.fullmatch(name)) for name in saved)
+    return {name: (match[1], int(match[2] or -1)) for name, match in found if match}
+
+
+def count_terms(saved: Mapping[Any, Mapping[str, Any]]) -> int:
+    """The number of terms that the saved states of all parameters hold moments for."""
+    return 1 + max((term for state in saved.values() for _, term in moments(state).values()), default=-1)
+
+
+def check_saved(saved: Mapping[str, Any], param: Tensor, position: int) -> None:
+    """Raises ValueError unless ``saved`` can be the state of ``param``."""
+    for name in moments(saved):
+        value = saved[name]
+        if not isinstance(value, Tensor) or value.shape != param.shape:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else value
+            raise ValueError(
+                f"the saved {name} of parameter {position} is {shape}, the parameter has shape {tuple(param.shape)}; "
+                "load the state of the same model"
+            )
+    if saved and "step" not in saved:
+        raise ValueError(f"the saved state of parameter {position} has no 'step' ({list(saved)}); it is not MTAdam's")
+
+
+def restore(saved: Mapping[str, Any], param: Tensor, terms: int) -> State:
+    """The state of ``param`` out of what was saved, in tensors of its own.
+
+    The published optimizer keeps one first moment per term, of which only the sum is used; counts steps from 1, not from 0;
+    and does not save its running norms, which start anew.
+    """
+    if not saved:
+        return {}
+    dtype = arithmetic_type(param.dtype)
+    published = "exp_avg0" in saved
+    step = torch.as_tensor(saved["step"], dtype=torch.float32).to(param.device, copy=True)
+    norms = torch.full((terms,), math.nan, dtype=dtype, device=param.device)
+    if "norms" in saved:
+        norms[: len(saved["norms"])] = saved["norms"]
+    state: State = {"step": step - 1 if published else step, "norms": norms}
+    for name, (kind, _) in moments(saved).items():
+        value = saved[name]
+        if kind == "exp_avg" and published:
+            state["exp_avg"] = state.get("exp_avg", 0) + value.to(param.device, dtype)
+        else:
+            state[name] = value.to(param.device, dtype, copy=True)
+    return {name: v if name in ("step", "norms") else dense_like(param, v, dtype) for name, v in state.items()}

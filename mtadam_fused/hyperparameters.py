@@ -1,0 +1,109 @@
+"""The hyper-parameters of a parameter group: their defaults, their ranges, their errors."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+Term = Hashable
+TermWeights = Mapping[Any, float] | Sequence[float] | None
+
+NORM_INITS = ("first_step", "first_nonzero")
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """One parameter group's hyper-parameters, checked. Fields are those of :class:`mtadam_fused.MTAdam`."""
+
+    lr: float | Tensor
+    betas: tuple[float, float, float]
+    eps: float
+    weight_decay: float
+    amsgrad: bool
+    maximize: bool
+    decoupled_weight_decay: bool
+    norm_init: str
+    term_weights: TermWeights
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> "Hyperparameters":
+        """Reads and checks a parameter group.
+
+        Raises:
+            ValueError: a value is out of its range; the message names it, and what to use instead.
+        """
+        check_lr(group["lr"])
+        betas = check_betas(group["betas"])
+        check_not_negative("eps", group["eps"])
+        check_not_negative("weight_decay", group["weight_decay"])
+        if group["norm_init"] not in NORM_INITS:
+            raise ValueError(f"norm_init is {group['norm_init']!r}; it must be one of {', '.join(NORM_INITS)}")
+        check_term_weights(group["term_weights"])
+        return cls(**{name: group[name] for name in cls.__dataclass_fields__} | {"betas": betas})
+
+
+def weights_of(given: TermWeights, terms: Sequence[Term], *, so_far: bool = False) -> list[float]:
+    """The weight of each of ``terms``, in their order.
+
+    Args:
+        given: a group's ``term_weights``.
+        terms: names of the terms.
+        so_far: more terms may follow, so a sequence of weights may be longer than ``terms``.
+
+    Raises:
+        ValueError: a sequence of weights of another length, or a mapping that lacks a term.
+    """
+    if given is None:
+        return [1.0] * len(terms)
+    if isinstance(given, Mapping):
+        for term in terms:
+            if term not in given:
+                raise ValueError(
+                    f"unknown term {term!r}: term_weights names {list(given)}; give it a weight there (1.0 is neutral)"
+                )
+        return [float(given[term]) for term in terms]
+    if len(given) != len(terms) and not (so_far and len(given) > len(terms)):
+        raise ValueError(
+            f"term_weights has {len(given)} weights for {len(terms)} terms {list(terms)}; give one weight per term, "
+            "or a mapping from names to weights if terms come and go"
+        )
+    return [float(weight) for weight in given[: len(terms)]]
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a finite number of at least 0."""
+    if not isinstance(value, Real) or not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
+
+
+def check_lr(lr: Any) -> None:
+    """Raises ValueError for a bad learning rate. A Tensor on a device is not read: that would wait for the device."""
+    if not isinstance(lr, Tensor):
+        check_not_negative("lr", lr)
+    elif lr.numel() != 1:
+        raise ValueError(f"lr is a Tensor of shape {tuple(lr.shape)}; it must have one element")
+    elif lr.device.type == "cpu":
+        check_not_negative("lr", lr.item())
+
+
+def check_betas(betas: Any) -> tuple[float, float, float]:
+    """Raises ValueError unless ``betas`` are three numbers in [0, 1)."""
+    if isinstance(betas, Sequence) and len(betas) == 3 and all(isinstance(b, Real) and 0.0 <= b < 1.0 for b in betas):
+        return float(betas[0]), float(betas[1]), float(betas[2])
+    raise ValueError(
+        f"betas is {betas!r}; it must be three numbers in [0, 1): for the first moment, the second moments and the norms"
+    )
+
+
+def check_term_weights(weights: Any) -> None:
+    """Raises ValueError unless ``weights`` are None, or a mapping or sequence of finite numbers."""
+    if weights is None:
+        return
+    if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):
+        raise ValueError(f"term_weights is {weights!r}; it must be a mapping from term to number, or a sequence of numbers")
+    for key, weight in weights.items() if isinstance(weights, Mapping) else enumerate(weights):
+        if not isinstance(weight, Real) or not math.isfinite(weight):
+            raise ValueError(f"term_weights[{key!r}] is {weight!r}; it must be a finite number")

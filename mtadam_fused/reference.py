@@ -1,0 +1,128 @@
+"""MTAdam in plain PyTorch: the definition that every backend is held to.
+
+Three stages, for L parameters (layers) and K loss terms, as in algorithm 1 of Malkiel and Wolf, "MTAdam: Automatic
+Balancing of Multiple Training Loss Terms" (arXiv 2006.14683). The K first moments of the paper share beta1 and the step,
+and only their sum is used, so one is kept.
+
+The arithmetic is float64 for float64 parameters and float32 for all others; nothing waits for a device.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TINY_NORM = 1e-10  # running norms at or below it count as zero: no anchor, no scaling (published value)
+
+
+def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
+    """The type that moments are kept and sums are made in for parameters of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def term_norms(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor:
+    """Stage 1: Euclidean norms of the gradients.
+
+    Args:
+        grads: ``[L][K]`` gradients, None where a term is absent.
+        like: a tensor whose dtype and device the result takes.
+
+    Returns:
+        ``[L, K]`` norms, NaN where absent.
+    """
+    absent = torch.full((), math.nan, dtype=like.dtype, device=like.device)
+    rows = [
+        torch.stack([absent if g is None else torch.linalg.vector_norm(g, dtype=like.dtype) for g in row]) for row in grads
+    ]
+    return torch.stack(rows)
+
+
+def balance(norms: Tensor, running: Tensor, weights: Tensor, beta3: Tensor, first_nonzero: Tensor) -> tuple[Tensor, Tensor]:
+    """Stage 2: advances the running norms and gives each gradient's scale.
+
+    The anchor of a layer is its first term whose running norm is above :data:`TINY_NORM`; the others are brought to the
+    anchor's running norm, times the user's weight. Norms that are not finite (NaN where a term is absent) leave the running
+    norm as it was.
+
+    Args:
+        norms: ``[L, K]`` of this step.
+        running: ``[L, K]`` before this step, NaN where none has started.
+        weights: ``[L, K]`` term weights.
+        beta3: ``[L, 1]`` decay of the running norms.
+        first_nonzero: ``[L, 1]`` bool; a running norm starts at the first norm above TINY_NORM, not at the first one.
+
+    Returns:
+        ``[L, K]`` running norms after this step, and ``[L, K]`` scales.
+    """
+    waiting = first_nonzero & ~(norms > TINY_NORM)
+    started = torch.where(running.isnan(), norms.masked_fill(waiting, math.nan), beta3 * running + (1 - beta3) * norms)
+    running = torch.where(norms.isfinite(), started, running)
+    heard = running > TINY_NORM
+    first = heard.int().argmax(dim=1, keepdim=True)  # 0 where no term is heard: then no scale uses it
+    scales = torch.where(heard, weights * (running.gather(1, first) / running), 1.0)
+    return running, scales
+
+
+def mtadam_update(
+    param: Tensor,
+    grads: Sequence[Tensor | None],
+    scales: Sequence[Tensor] | Tensor,
+    exp_avg: Tensor,
+    exp_avg_sqs: Sequence[Tensor | None],
+    max_exp_avg_sqs: Sequence[Tensor | None],
+    step: Tensor,
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    decoupled_weight_decay: bool,
+) -> Tensor:
+    """Stage 3, for one parameter: Adam's step on the sum of the balanced gradients, bounded by the largest second moment.
+
+    Changes ``param``, ``exp_avg``, ``exp_avg_sqs`` and ``max_exp_avg_sqs`` in place.
+
+    Args:
+        param: any shape.
+        grads: ``[K]``, of the shape of ``param``; None where a term is absent, whose second moment then stays as it is and
+            still bounds the step.
+        scales: ``[K]`` scalars of stage 2.
+        exp_avg: the first moment, in the arithmetic type.
+        exp_avg_sqs: ``[K]`` second moments, None where the term never reached the parameter.
+        max_exp_avg_sqs: ``[K]`` their maxima so far where AMSGrad is on, else None.
+        step: this step's number, from 1, a scalar.
+        lr: learning rate.
+        weight_decay: added to every balanced gradient as ``weight_decay * param``, or with ``decoupled_weight_decay``
+            applied to the parameter once, before the step, as AdamW does.
+
+    Returns:
+        The sum over the terms of the balanced gradients, in the arithmetic type.
+    """
+    p = param.to(exp_avg.dtype)
+    l2_decay = 0.0 if decoupled_weight_decay else weight_decay
+    combined = torch.zeros_like(p)
+    largest = torch.zeros_like(p)
+    for grad, scale, exp_avg_sq, maximum in zip(grads, scales, exp_avg_sqs, max_exp_avg_sqs, strict=True):
+        if exp_avg_sq is None:
+            continue
+        if grad is not None:
+            h = (-scale if maximize else scale) * grad.to(p.dtype) + l2_decay * p
+            combined += h
+            exp_avg_sq.copy_(beta2 * exp_avg_sq + (1 - beta2) * h * h)
+        bound = exp_avg_sq if maximum is None else maximum.copy_(torch.maximum(maximum, exp_avg_sq))
+        largest = torch.maximum(largest, bound)
+    exp_avg.copy_(beta1 * exp_avg + (1 - beta1) * combined)
+
+    denominator = (largest / bias_correction(beta2, step, p.dtype)).sqrt() + eps
+    if decoupled_weight_decay:
+        p = p * (1 - lr * weight_decay)
+    param.copy_(p - lr / bias_correction(beta1, step, p.dtype) * exp_avg / denominator)
+    return combined
+
+
+def bias_correction(beta: float, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """``1 - beta**step``, without the digits that the subtraction loses in float32."""
+    return -torch.expm1(step.to(dtype) * (math.log(beta) if beta > 0 else -math.inf))

@@ -1,0 +1,143 @@
+"""The state of an optimizer laid out for the kernels: one table per device and arithmetic type, one row per parameter.
+
+``optimizer.state`` stays the truth that users and checkpoints see. A table holds the same tensors, the small ones (step
+counts and running norms) packed so that one kernel reads them all, and the addresses of the large ones, collected once.
+"""
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .hyperparameters import Hyperparameters
+from .reference import arithmetic_type
+
+# Storage types and their codes in csrc/launch.h.
+STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+State = dict[str, Any]
+TermGradients = list[list[Tensor | None]]  # [K][parameters]
+
+
+def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in the memory layout of ``like`` (made dense where it has gaps); a copy only where it has to be."""
+    layout = torch.empty_like(like, dtype=dtype, device="meta")
+    if value.dtype == dtype and value.device == like.device and value.stride() == layout.stride():
+        return value
+    return torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(value)
+
+
+def grow_state(state: State, param: Tensor, reached: Sequence[int], amsgrad: bool) -> None:
+    """Gives ``param`` the state it lacks for the terms ``reached``; what is there stays, in the layout of ``param``."""
+    dtype = arithmetic_type(param.dtype)
+
+    def zeros() -> Tensor:
+        return torch.zeros_like(param, dtype=dtype, requires_grad=False)
+
+    state.setdefault("step", torch.zeros((), dtype=torch.float32, device=param.device))
+    state.setdefault("norms", torch.empty(0, dtype=dtype, device=param.device))
+    if "exp_avg" not in state:
+        state["exp_avg"] = zeros()
+    for k in reached:
+        if f"exp_avg_sq{k}" not in state:
+            state[f"exp_avg_sq{k}"] = zeros()
+    for name, value in state.items():
+        if name not in ("step", "norms"):
+            state[name] = dense_like(param, value, dtype)
+    if amsgrad:
+        for name in [name for name in state if name.startswith("exp_avg_sq")]:
+            if f"max_{name}" not in state:
+                state[f"max_{name}"] = zeros()
+
+
+@dataclass(eq=False)
+class Table:
+    """L parameters of one device and arithmetic type, with the state of K terms. Built by :class:`mtadam_fused.tables.Tables`."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the arithmetic
+    terms: int
+    rows: list[int]  # [L] the parameters' positions in the optimizer
+    params: list[Tensor]
+    groups: list[int]  # [L] the parameters' groups
+    states: list[State]  # [L] empty where no term has reached the parameter
+
+    steps: Tensor = field(init=False)  # [L] float32
+    running: Tensor = field(init=False)  # [L, K] running norms, NaN before the first
+    norms: Tensor = field(init=False)  # [L, K] of the last step, NaN where absent
+    scales: Tensor = field(init=False)  # [L, K] of the last step
+    dense: list[Tensor] = field(init=False)  # [L] the parameters, or dense buffers for those with gaps
+    staged: list[tuple[Tensor, Tensor]] = field(init=False)  # parameters with gaps and their buffers
+
+    def __post_init__(self) -> None:
+        """Packs steps and running norms, and points the states at their rows."""
+        size = (len(self.params), self.terms)
+        self.steps = torch.zeros(size[0], dtype=torch.float32, device=self.device)
+        self.running, self.norms, self.scales = (
+            torch.full(size, math.nan, dtype=self.dtype, device=self.device) for _ in range(3)
+        )
+        for row, state in enumerate(self.states):
+            if state:
+                self.steps[row] = state["step"]
+                self.running[row, : len(state["norms"])] = state["norms"]
+                state["step"], state["norms"] = self.steps[row], self.running[row]
+        self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.params]
+        self.staged = [(p, d) for p, d in zip(self.params, self.dense, strict=True) if p.data_ptr() != d.data_ptr()]
+
+    def moments(self, name: str) -> TermGradients:
+        """``[K][L]`` tensors of the state entries ``name`` followed by the term's number, None where there are none."""
+        return [[state.get(f"{name}{k}") for state in self.states] for k in range(self.terms)]
+
+    @cached_property
+    def exp_avg_sqs(self) -> TermGradients:
+        return self.moments("exp_avg_sq")
+
+    @cached_property
+    def max_exp_avg_sqs(self) -> TermGradients:
+        return self.moments("max_exp_avg_sq")
+
+    @cached_property
+    def row_table(self) -> array:
+        """``Row`` of csrc/launch.h, for each parameter."""
+        table = array("q")
+        for dense, state, group in zip(self.dense, self.states, self.groups, strict=True):
+            exp_avg = state["exp_avg"].data_ptr() if state else 0
+            table.extend((dense.data_ptr(), exp_avg, dense.numel(), group, STORAGE_TYPES[dense.dtype]))
+        return table
+
+    @cached_property
+    def second_table(self) -> array:
+        return addresses(self.exp_avg_sqs)
+
+    @cached_property
+    def maximum_table(self) -> array:
+        return addresses(self.max_exp_avg_sqs)
+
+    @cached_property
+    def param_types(self) -> array:
+        return array("q", [STORAGE_TYPES[p.dtype] for p in self.params])
+
+    @cached_property
+    def no_addresses(self) -> array:
+        return array("q", bytes(8 * len(self.params)))
+
+
+def addresses(tensors: Sequence[Sequence[Tensor | None]]) -> array:
+    """The addresses of tensors, row after row, 0 for None."""
+    return array("q", [0 if t is None else t.data_ptr() for row in tensors for t in row])
+
+
+@dataclass
+class Work:
+    """One step of one table: what a backend is given."""
+
+    table: Table
+    grads: TermGradients  # [K][L], in the layouts of table.dense, None where absent
+    groups: list[Hyperparameters]
+    weights: list[list[float]]  # [groups][K]
+    combined: list[Tensor | None] | None  # [L] where the sum of balanced gradients is wanted, of the parameters' types

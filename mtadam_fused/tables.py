@@ -1,0 +1,81 @@
+"""Keeps an optimizer's tables in step with its parameters, its state and the terms that reach them."""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import arithmetic_type
+from .table import State, Table, TermGradients, grow_state
+
+
+class Tables:
+    """The tables of one optimizer, rebuilt when something that they were built from has changed."""
+
+    def __init__(self) -> None:
+        self.latest: list[Table] = []  # of the last step
+        self._signature: object = None
+        self._held: list[Tensor] = []  # keeps the tensors behind the signature's ids alive, so that no id is used twice
+        self._reached: list[list[bool]] = []
+
+    def current(
+        self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], grads: TermGradients
+    ) -> list[Table]:
+        """The tables of ``groups``, with state for every pair that ``grads`` ([K][parameters]) reaches.
+
+        State that is missing is allocated, with zeros; state that left the layout or device of its parameter follows it.
+        """
+        params = [p for group in groups for p in group["params"]]
+        if self._signature != signature(groups, params, state, grads) or not self._covers(grads):
+            amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
+            for i, p in enumerate(params):
+                reached = [k for k, row in enumerate(grads) if row[i] is not None]
+                if reached or p in state:
+                    grow_state(state[p], p, reached, amsgrad[i])
+            self.latest = build_tables(groups, state, len(grads))
+            self._signature = signature(groups, params, state, grads)
+            self._held = [value for p in params if p in state for value in state[p].values()]
+            self._reached = [[f"exp_avg_sq{k}" in state.get(p, ()) for p in params] for k in range(len(grads))]
+        return self.latest
+
+    def _covers(self, grads: TermGradients) -> bool:
+        """Whether every pair that ``grads`` reaches has its state."""
+        return not any(
+            grad is not None and not has for row, reached in zip(grads, self._reached, strict=True)
+            for grad, has in zip(row, reached, strict=True)
+        )  # fmt: skip
+
+
+def signature(
+    groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], grads: TermGradients
+) -> object:
+    """What the addresses in the tables depend on."""
+    return (
+        len(grads),
+        [(len(group["params"]), group["amsgrad"]) for group in groups],
+        [(p.data_ptr(), p.stride()) for p in params],
+        [id(value) for p in params if p in state for value in state[p].values()],
+    )
+
+
+def build_tables(groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int) -> list[Table]:
+    """One table per device and arithmetic type of the parameters of ``groups``."""
+    members: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor, int]]] = {}
+    position = 0
+    for number, group in enumerate(groups):
+        for p in group["params"]:
+            members.setdefault((p.device, arithmetic_type(p.dtype)), []).append((position, p, number))
+            position += 1
+    return [
+        Table(
+            device=device,
+            dtype=dtype,
+            terms=terms,
+            rows=[position for position, _, _ in rows],
+            params=[p for _, p, _ in rows],
+            groups=[number for _, _, number in rows],
+            states=[state.get(p, {}) for _, p, _ in rows],
+        )
+        for (device, dtype), rows in members.items()
+    ]

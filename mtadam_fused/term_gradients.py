@@ -1,0 +1,141 @@
+"""The gradients of each loss term, taken from ``p.grad`` and kept apart until the step."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .hyperparameters import Term
+from .reference import arithmetic_type
+from .table import TermGradients, dense_like
+
+Losses = Mapping[Any, Tensor] | Sequence[Tensor]
+
+
+class PendingGradients:
+    """Gradients captured since the last step: for each term, one entry per parameter of the optimizer."""
+
+    def __init__(self) -> None:
+        self._by_term: dict[int, list[Tensor | None]] = {}
+
+    def __bool__(self) -> bool:
+        return any(grad is not None for row in self._by_term.values() for grad in row)
+
+    def clear(self) -> None:
+        """Drops all gradients."""
+        self._by_term.clear()
+
+    def add(self, term: int, grads: list[Tensor | None]) -> None:
+        """Makes ``grads`` (one entry per parameter) the term's, or adds them to what the term has already."""
+        held = self._by_term.get(term)
+        if held is None:
+            self._by_term[term] = grads
+            return
+        held += [None] * (len(grads) - len(held))  # parameters added since
+        both = [(i, h, g) for i, (h, g) in enumerate(zip(held, grads, strict=True)) if h is not None and g is not None]
+        if both:
+            torch._foreach_add_([h for _, h, _ in both], [g for _, _, g in both])
+        self._by_term[term] = [g if h is None else h for h, g in zip(held, grads, strict=True)]
+
+    def of(self, terms: int, params: int) -> TermGradients:
+        """``[terms][params]`` gradients, None where absent."""
+        none: list[Tensor | None] = [None] * params
+        rows = [self._by_term.get(k, none) for k in range(terms)]
+        return [row + none[len(row) :] for row in rows]
+
+
+def take_gradients(params: Sequence[Tensor], term: Term) -> list[Tensor | None]:
+    """Moves the gradients out of ``p.grad``: afterwards it is None for all of ``params``.
+
+    A gradient is copied only where it lacks the parameter's memory layout or, being of another type, the parameter's
+    arithmetic type.
+
+    Raises:
+        RuntimeError: a gradient that is sparse, complex, or of another shape or device than its parameter.
+    """
+    grads = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    for i, (grad, p) in enumerate(zip(grads, params, strict=True)):
+        if grad is None:
+            continue
+        if grad.dtype != p.dtype or grad.device != p.device or grad.layout != torch.strided or grad.shape != p.shape:
+            check_gradient(grad, p, i, term)
+            grads[i] = dense_like(p, grad, arithmetic_type(p.dtype))
+        elif grad.stride() != p.stride():
+            grads[i] = dense_like(p, grad, p.dtype)
+    return grads
+
+
+def check_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> None:
+    """Raises RuntimeError for a gradient that no step can use."""
+    what = f"the gradient of term {term!r} for parameter {position}"
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"{what} is {grad.layout}; MTAdam needs dense gradients: use nn.Embedding(sparse=False)")
+    if not grad.is_floating_point():
+        raise RuntimeError(f"{what} is {grad.dtype}; MTAdam needs real floating-point gradients: use torch.view_as_real")
+    if grad.shape != param.shape:
+        raise RuntimeError(f"{what} has shape {tuple(grad.shape)}, the parameter {tuple(param.shape)}; they must be equal")
+    if grad.device != param.device:
+        raise RuntimeError(f"{what} is on {grad.device}, the parameter on {param.device}; move one of them")
+
+
+def check_finite(grads: TermGradients, terms: Sequence[Term]) -> None:
+    """Raises RuntimeError if any gradient has an element that is not finite. Waits once for each device."""
+    by_device: dict[torch.device, list[tuple[Term, int, Tensor]]] = {}
+    for term, row in zip(terms, grads, strict=True):
+        for i, grad in enumerate(row):
+            if grad is not None and grad.numel():
+                finite = torch.linalg.vector_norm(grad, math.inf).isfinite()
+                by_device.setdefault(grad.device, []).append((term, i, finite))
+    for found in by_device.values():
+        for (term, i, _), good in zip(found, torch.stack([finite for _, _, finite in found]).tolist(), strict=True):
+            if not good:
+                raise RuntimeError(
+                    f"the gradient of term {term!r} for parameter {i} is not finite; the step is refused and nothing has "
+                    "changed: call zero_grad() to drop the gradients, and look at the loss"
+                )
+
+
+def named_losses(losses: Losses, terms: Sequence[Term]) -> dict[Term, Tensor]:
+    """``losses`` by term, checked; a sequence names its losses by position, after ``terms`` where there are any.
+
+    Raises:
+        TypeError: not a mapping or sequence of tensors.
+        ValueError: no losses, a loss without a graph, not real, not scalar or (on the CPU, where looking costs no
+            synchronisation) not finite, or a sequence of another length than before.
+    """
+    if isinstance(losses, Mapping):
+        named = dict(losses)
+    elif isinstance(losses, Sequence) and not isinstance(losses, (str, bytes)):
+        if terms and len(losses) != len(terms):
+            raise ValueError(
+                f"losses has {len(losses)} losses, but there are {len(terms)} terms {list(terms)}; "
+                "pass a mapping from names to losses if terms come and go"
+            )
+        named = dict(zip(terms or range(len(losses)), losses, strict=True))
+    else:
+        raise TypeError(
+            f"losses is a {type(losses).__name__}; pass a mapping from names to losses, or a list of losses ([loss] for one)"
+        )
+    if not named:
+        raise ValueError("losses is empty; pass at least one loss")
+    for term, loss in named.items():
+        check_loss(term, loss)
+    return named
+
+
+def check_loss(term: Term, loss: Any) -> None:
+    """Raises TypeError or ValueError for a loss that cannot be differentiated, or is seen not to be finite."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor with a graph (no .item())")
+    if loss.numel() != 1:
+        raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}; it must be a scalar: take its mean or its sum")
+    if not loss.is_floating_point():
+        raise ValueError(f"loss {term!r} is {loss.dtype}; it must be real and of a floating-point type")
+    if not loss.requires_grad:
+        raise ValueError(f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on")
+    if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        raise ValueError(f"loss {term!r} is {loss.item()}; it must be finite: leave it out of this step, or lower lr")

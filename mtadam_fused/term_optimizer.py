@@ -1,0 +1,181 @@
+"""What optimizers of several loss terms share: the terms, their gradients, and the errors of their misuse."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .hyperparameters import Hyperparameters, Term, weights_of
+from .table import STORAGE_TYPES
+from .term_gradients import Losses, PendingGradients, named_losses, take_gradients
+
+
+class TermOptimizer(Optimizer):
+    """Base of the optimizers that take the gradient of each loss term apart. Subclasses write ``step``.
+
+    The names of the terms stand, in the order in which they were first seen, in every parameter group under ``"terms"``, so
+    that checkpoints hold them.
+    """
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forgets the waiting gradients."""
+        self._pending = PendingGradients()
+        self._open_term: list[Term] = []
+        self._combined: list[tuple[Tensor, Tensor]] = []  # parameters and what the last step left in their .grad
+
+    # -- terms ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Names of the loss terms, in the order in which they were first seen; positions where losses came in a list."""
+        return self.param_groups[0]["terms"]
+
+    def _set_terms(self, terms: Iterable[Term]) -> None:
+        for group in self.param_groups:
+            group["terms"] = tuple(terms)
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group; its entries override the defaults, as in torch.optim.
+
+        Raises:
+            ValueError: a hyper-parameter out of its range; nothing has been added.
+            TypeError: parameters that are not real, dense and floating-point.
+        """
+        if isinstance(param_group, Mapping):
+            Hyperparameters.of({**self.defaults, **param_group})
+            params = param_group.get("params", ())
+            param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
+            for i, param in enumerate(param_group["params"]):
+                check_param(i, param[1] if isinstance(param, tuple) else param)
+        super().add_param_group(param_group)
+        self._set_terms(self.terms if len(self.param_groups) > 1 else self.param_groups[0].get("terms", ()))
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
+
+    def backward(
+        self, losses: Losses, *, retain_graph: bool = False, inputs: Sequence[Tensor] | None = None
+    ) -> None:
+        """Differentiates each loss term apart, one backward pass per term.
+
+        Afterwards the gradients wait in the optimizer for :meth:`step`; ``p.grad`` is None. Called again before ``step()``
+        it adds to them (gradient accumulation).
+
+        Args:
+            losses: scalar losses, as a mapping from the terms' names or as a sequence. A term that is left out of a mapping
+                is absent from the step: its running norms and second moments stay as they are.
+            retain_graph: keep the graph after the last term too.
+            inputs: differentiate with respect to these tensors only (as in torch.autograd.backward).
+
+        Raises:
+            TypeError, ValueError: bad ``losses``; nothing has changed.
+            RuntimeError: from autograd, or a gradient that no step can use. All waiting gradients are then dropped, as by
+                :meth:`zero_grad`.
+        """
+        named = named_losses(losses, self.terms)
+        terms = self._with_terms(named, so_far=False)
+        self._require_clear_grads()
+        known = self.terms
+        try:
+            for number, (term, loss) in enumerate(named.items(), start=1):
+                torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
+                self._pending.add(terms.index(term), take_gradients(self._params(), term))
+        except BaseException:
+            self.zero_grad()
+            self._set_terms(known)
+            raise
+        self._set_terms(terms)
+
+    @contextmanager
+    def term(self, term: Term) -> Iterator[None]:
+        """Takes the gradients that the body leaves in ``p.grad`` as those of one term, so that any engine can make them.
+
+        At exit they are moved out of ``p.grad``, without a copy, to wait for :meth:`step`. Entering the same term again
+        before ``step()`` adds to them (gradient accumulation). If the body raises, its gradients are dropped.
+
+        Args:
+            term: the term's name; or its position, for terms given by position or to name a known term.
+
+        Raises:
+            ValueError: a position that is neither a known term nor the next new one.
+            RuntimeError: inside another term, gradients in ``p.grad`` at entry, or a gradient that no step can use.
+        """
+        if self._open_term:
+            raise RuntimeError(f"term {term!r} was entered inside term {self._open_term[0]!r}; leave that one first")
+        name = self._name_of(term)
+        terms = self._with_terms([name], so_far=True)
+        self._require_clear_grads()
+        self._open_term.append(name)
+        try:
+            yield
+            self._pending.add(terms.index(name), take_gradients(self._params(), name))
+            self._set_terms(terms)
+        finally:
+            self._open_term.clear()
+            for p in self._params():
+                p.grad = None
+
+    def _name_of(self, term: Term) -> Term:
+        """The name behind what :meth:`term` was given."""
+        if not isinstance(term, int) or term in self.terms:
+            return term
+        by_position = all(isinstance(name, int) for name in self.terms)
+        if 0 <= term < len(self.terms):
+            return self.terms[term]
+        if by_position and term == len(self.terms):
+            return term
+        raise ValueError(
+            f"unknown term {term!r}: the terms so far are {list(self.terms)}"
+            + (f"; the next new position is {len(self.terms)}" if by_position else "; new terms need names")
+        )
+
+    def _with_terms(self, names: Iterable[Term], *, so_far: bool) -> list[Term]:
+        """The terms with the new ones among ``names`` appended; checks that every group has weights for them."""
+        terms = list(dict.fromkeys(chain(self.terms, names)))
+        for term in terms[len(self.terms) :]:
+            if not isinstance(term, (str, int)):
+                raise TypeError(f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions")
+        for group in self.param_groups:
+            weights_of(group["term_weights"], terms, so_far=so_far)
+        return terms
+
+    def _require_clear_grads(self) -> None:
+        """Raises RuntimeError if gradients from elsewhere would be taken for a term's; drops what the last step left."""
+        for p, left in self._combined:
+            if p.grad is left:
+                p.grad = None
+        self._combined = []
+        for i, p in enumerate(self._params()):
+            if p.grad is not None:
+                raise RuntimeError(
+                    f"parameter {i} has a gradient in .grad that belongs to no term; call zero_grad() first, or make it in "
+                    "`with optimizer.term(name):`"
+                )
+
+    @torch._disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients of all terms and sets ``p.grad`` to None, whatever ``set_to_none`` is."""
+        self._pending.clear()
+        self._combined = []
+        super().zero_grad(set_to_none=True)
+
+
+def check_param(position: int, param: Any) -> None:
+    """Raises TypeError for a parameter that the kernels cannot update."""
+    if not isinstance(param, Tensor):
+        raise TypeError(f"params[{position}] is a {type(param).__name__}; it must be a Tensor, as from model.parameters()")
+    if param.dtype not in STORAGE_TYPES or param.layout != torch.strided:
+        supported = ", ".join(str(dtype) for dtype in STORAGE_TYPES)
+        raise TypeError(f"params[{position}] is {param.dtype}, {param.layout}; it must be dense and one of {supported}")
+    if hasattr(param, "device_mesh"):
+        raise TypeError(f"params[{position}] is a DTensor; sharded parameters are not supported yet: use DDP-free training")
