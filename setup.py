@@ -4,11 +4,10 @@ import platform
 import sys
 from pathlib import Path
 
+import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
-
-import pybind11
 
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -32,13 +31,13 @@ class BuildNative(build_ext):
         except (CCompilerError, ExecError, PlatformError) as error:
             print(
                 f"\nmtadam_fused: the native module is LEFT OUT, because the C++ compiler failed: {error}\n"
-                "mtadam_fused: the package will run its pure-PyTorch reference. Install g++ and reinstall to get the kernels.\n",
+                "mtadam_fused: the package will run in pure PyTorch. Install g++ and reinstall to get the kernels.\n",
                 file=sys.stderr,
             )
 
     def compile(self, ext: Extension) -> list[str]:
         macros = [("MTADAM_X86", "1")] if IS_X86 else []
-        macros.append(("MTADAM_COMPILER", '__VERSION__'))
+        macros.append(("MTADAM_COMPILER", "__VERSION__"))
         sources = [source for source in ext.sources if source != LOOPS]
         objects = self.run_compiler(ext, sources, macros, [], "")
         for isa, flags in INSTRUCTION_SETS.items():

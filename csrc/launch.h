@@ -13,11 +13,11 @@ namespace mtadam {
 enum StorageType : int64_t { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFloat16 = 3, kStorageTypes = 4 };
 
 struct Row {
-  int64_t param;         // address
-  int64_t exp_avg;       // address, of the arithmetic type
+  int64_t param;    // address
+  int64_t exp_avg;  // address, of the arithmetic type
   int64_t numel;
-  int64_t group;         // index into the groups
-  int64_t param_type;    // StorageType
+  int64_t group;       // index into the groups
+  int64_t param_type;  // StorageType
 };
 static_assert(sizeof(Row) == 5 * sizeof(int64_t), "rows arrive as a table of five 64-bit integers");
 
@@ -35,18 +35,18 @@ static_assert(sizeof(Group) == 10 * sizeof(double), "groups arrive as a table of
 template <class C>
 struct Step {
   int64_t rows, terms;
-  const Row* row;              // [rows]
-  const Group* group;          // [groups]
-  const double* weight;        // [groups, terms], the user's term weights
-  const int64_t* grad;         // [terms, rows] addresses, 0 where absent
-  const int64_t* grad_type;    // [rows] StorageType
-  const int64_t* second;       // [terms, rows] addresses of the second moments, 0 where the pair was never reached
-  const int64_t* maximum;      // [terms, rows] addresses of their maxima, 0 where there are none
-  const int64_t* combined;     // [rows] addresses for sum_k h_k, 0 where not wanted
-  float* count;                // [rows] steps taken
-  C* norm;                     // [rows, terms] norms of this step's gradients, NaN where absent
-  C* running;                  // [rows, terms] running norms, NaN before the first
-  C* scale;                    // [rows, terms]
+  const Row* row;            // [rows]
+  const Group* group;        // [groups]
+  const double* weight;      // [groups, terms], the user's term weights
+  const int64_t* grad;       // [terms, rows] addresses, 0 where absent
+  const int64_t* grad_type;  // [rows] StorageType
+  const int64_t* second;     // [terms, rows] addresses of the second moments, 0 where the pair was never reached
+  const int64_t* maximum;    // [terms, rows] addresses of their maxima, 0 where there are none
+  const int64_t* combined;   // [rows] addresses for sum_k h_k, 0 where not wanted
+  float* count;              // [rows] steps taken
+  C* norm;                   // [rows, terms] norms of this step's gradients, NaN where absent
+  C* running;                // [rows, terms] running norms, NaN before the first
+  C* scale;                  // [rows, terms]
 };
 
 namespace cpu {

@@ -19,7 +19,8 @@ _MOMENT = re.compile(r"(max_exp_avg_sq|exp_avg_sq|exp_avg)(\d*)")
 class Saved:
     """A parameter's saved state in a wrapper that ``Optimizer.load_state_dict`` passes on as it is.
 
-    It would cast what it can look into to the type of the parameter, and fp32 moments of 16-bit parameters would lose digits.
+    It would cast what it can look into to the type of the parameter, and fp32 moments of 16-bit parameters would lose
+    digits.
     """
 
     state: Mapping[str, Any]
@@ -53,8 +54,8 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, position: int) -> None:
 def restore(saved: Mapping[str, Any], param: Tensor, terms: int) -> State:
     """The state of ``param`` out of what was saved, in tensors of its own.
 
-    The published optimizer keeps one first moment per term, of which only the sum is used; counts steps from 1, not from 0;
-    and does not save its running norms, which start anew.
+    The published optimizer keeps one first moment per term, of which only the sum is used; counts steps from 1, not
+    from 0; and does not save its running norms, which start anew.
     """
     if not saved:
         return {}

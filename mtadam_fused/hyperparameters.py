@@ -73,9 +73,14 @@ def weights_of(given: TermWeights, terms: Sequence[Term], *, so_far: bool = Fals
     return [float(weight) for weight in given[: len(terms)]]
 
 
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number (NumPy's too), and not a bool or a Tensor."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_not_negative(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is a finite number of at least 0."""
-    if not isinstance(value, Real) or not 0.0 <= value < math.inf:
+    if not is_number(value) or not 0.0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
 
 
@@ -91,10 +96,10 @@ def check_lr(lr: Any) -> None:
 
 def check_betas(betas: Any) -> tuple[float, float, float]:
     """Raises ValueError unless ``betas`` are three numbers in [0, 1)."""
-    if isinstance(betas, Sequence) and len(betas) == 3 and all(isinstance(b, Real) and 0.0 <= b < 1.0 for b in betas):
+    if isinstance(betas, Sequence) and len(betas) == 3 and all(is_number(b) and 0.0 <= b < 1.0 for b in betas):
         return float(betas[0]), float(betas[1]), float(betas[2])
     raise ValueError(
-        f"betas is {betas!r}; it must be three numbers in [0, 1): for the first moment, the second moments and the norms"
+        f"betas is {betas!r}; it must be three numbers in [0, 1), for the first moment, the second moments, the norms"
     )
 
 
@@ -103,7 +108,9 @@ def check_term_weights(weights: Any) -> None:
     if weights is None:
         return
     if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):
-        raise ValueError(f"term_weights is {weights!r}; it must be a mapping from term to number, or a sequence of numbers")
+        raise ValueError(
+            f"term_weights is {weights!r}; it must be a mapping from term to number, or a sequence of numbers"
+        )
     for key, weight in weights.items() if isinstance(weights, Mapping) else enumerate(weights):
-        if not isinstance(weight, Real) or not math.isfinite(weight):
+        if not is_number(weight) or not math.isfinite(weight):
             raise ValueError(f"term_weights[{key!r}] is {weight!r}; it must be a finite number")

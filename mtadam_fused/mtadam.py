@@ -19,8 +19,8 @@ from .term_optimizer import TermOptimizer
 class MTAdam(TermOptimizer):
     """Adam for several loss terms, balanced layer by layer (Malkiel and Wolf, arXiv 2006.14683).
 
-    Each step takes the gradient of every term apart, brings the terms' running gradient norms in each layer to that of the
-    first term, keeps a second moment per term, and lets the largest of them bound the step. With one term it is
+    Each step takes the gradient of every term apart, brings the terms' running gradient norms in each layer to that of
+    the first term, keeps a second moment per term, and lets the largest of them bound the step. With one term it is
     torch.optim.Adam. ::
 
         optimizer = MTAdam(model.parameters(), lr=1e-3)
@@ -30,27 +30,28 @@ class MTAdam(TermOptimizer):
             optimizer.backward(losses)
             optimizer.step()
 
-    The state of a parameter is ``step``, ``norms`` ([K] running norms), ``exp_avg``, and ``exp_avg_sq{k}`` for each term k
-    that has reached it: 4K + 4 bytes per element, in float32 also for 16-bit parameters, in float64 for float64.
+    The state of a parameter is ``step``, ``norms`` ([K] running norms), ``exp_avg``, and ``exp_avg_sq{k}`` for each
+    term k that has reached it: 4K + 4 bytes per element, in float32 also for 16-bit parameters, in float64 for float64.
 
     Args:
         params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to ``norm_init``.
         lr: learning rate; a number, or a Tensor of one element.
         betas: decay of the first moment, of the second moments, and of the running norms, each in [0, 1).
         eps: added to the denominator.
-        weight_decay: the published L2 form: ``weight_decay * p`` is added to each term's balanced gradient, once per term.
+        weight_decay: the published L2 form: ``weight_decay * p`` is added to each term's balanced gradient, so once per
+            term.
         amsgrad: bound by the largest second moment so far.
         maximize: maximize the losses.
         decoupled_weight_decay: apply ``weight_decay`` once, to the parameter, before the step (as AdamW does).
         term_weights: a weight per term on top of the balance, as a mapping from names to numbers or a sequence in the
             terms' order ("ranks" in the published code); default 1 for each.
         norm_init: where a running norm starts: "first_step", at the first gradient, zero or not (published); or
-            "first_nonzero", at the first whose norm is above 1e-10. The latter deviates from the publication: there a term
-            whose first gradient is zero has too small a running norm, and too large a scale, for some steps.
-        keep_combined_grad: leave the sum of the balanced gradients in ``p.grad`` after a step, at the cost of memory for one
-            gradient; else ``p.grad`` is None then.
-        check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of waiting
-            for the device.
+            "first_nonzero", at the first whose norm is above 1e-10. The latter deviates from the publication: there a
+            term whose first gradient is zero has too small a running norm, and too large a scale, for some steps.
+        keep_combined_grad: leave the sum of the balanced gradients in ``p.grad`` after a step, at the cost of memory
+            for one gradient; else ``p.grad`` is None then.
+        check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
+            waiting for the device.
         backend: "auto" (the best for each device), "cpu" or "reference".
 
     Raises:
@@ -109,7 +110,7 @@ class MTAdam(TermOptimizer):
     # -- the step ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step with the gradients that :meth:`backward` and :meth:`term` have taken, and drops them.
 
         Changes the parameters that a term has reached, and their state, in place. Without any gradient it does nothing.
@@ -187,7 +188,9 @@ class MTAdam(TermOptimizer):
         if not tables:
             return {}
         rows = torch.tensor([row for table in tables for row in table.rows]).argsort()
-        values = torch.cat([getattr(t, name).masked_fill(t.running.isnan(), math.nan).to(tables[0].device) for t in tables])
+        values = torch.cat(
+            [getattr(t, name).masked_fill(t.running.isnan(), math.nan).to(tables[0].device) for t in tables]
+        )
         return dict(zip(self.terms, values[rows.to(values.device)].unbind(dim=1), strict=False))
 
     def __repr__(self) -> str:
@@ -196,7 +199,7 @@ class MTAdam(TermOptimizer):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what ``state_dict()`` gave, of this optimizer on any backend or of the published MTAdam.
 
         The tensors are copied, to the devices of the parameters. Gradients that wait for a step are dropped.
@@ -217,7 +220,9 @@ class MTAdam(TermOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: all but the gradients that wait for a step."""
-        return super().__getstate__() | {name: getattr(self, name) for name in ("keep_combined_grad", "check_finite", "backend")}
+        return super().__getstate__() | {
+            name: getattr(self, name) for name in ("keep_combined_grad", "check_finite", "backend")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Takes loaded, unpickled or copied state; see :meth:`load_state_dict`."""

@@ -1,8 +1,8 @@
 """MTAdam in plain PyTorch: the definition that every backend is held to.
 
 Three stages, for L parameters (layers) and K loss terms, as in algorithm 1 of Malkiel and Wolf, "MTAdam: Automatic
-Balancing of Multiple Training Loss Terms" (arXiv 2006.14683). The K first moments of the paper share beta1 and the step,
-and only their sum is used, so one is kept.
+Balancing of Multiple Training Loss Terms" (arXiv 2006.14683). The K first moments of the paper share beta1 and the
+step, and only their sum is used, so one is kept.
 
 The arithmetic is float64 for float64 parameters and float32 for all others; nothing waits for a device.
 """
@@ -33,17 +33,20 @@ def term_norms(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor
     """
     absent = torch.full((), math.nan, dtype=like.dtype, device=like.device)
     rows = [
-        torch.stack([absent if g is None else torch.linalg.vector_norm(g, dtype=like.dtype) for g in row]) for row in grads
+        torch.stack([absent if g is None else torch.linalg.vector_norm(g, dtype=like.dtype) for g in row])
+        for row in grads
     ]
     return torch.stack(rows)
 
 
-def balance(norms: Tensor, running: Tensor, weights: Tensor, beta3: Tensor, first_nonzero: Tensor) -> tuple[Tensor, Tensor]:
+def balance(
+    norms: Tensor, running: Tensor, weights: Tensor, beta3: Tensor, first_nonzero: Tensor
+) -> tuple[Tensor, Tensor]:
     """Stage 2: advances the running norms and gives each gradient's scale.
 
     The anchor of a layer is its first term whose running norm is above :data:`TINY_NORM`; the others are brought to the
-    anchor's running norm, times the user's weight. Norms that are not finite (NaN where a term is absent) leave the running
-    norm as it was.
+    anchor's running norm, times the user's weight. Norms that are not finite (NaN where a term is absent) leave the
+    running norm as it was.
 
     Args:
         norms: ``[L, K]`` of this step.
@@ -81,14 +84,14 @@ def mtadam_update(
     maximize: bool,
     decoupled_weight_decay: bool,
 ) -> Tensor:
-    """Stage 3, for one parameter: Adam's step on the sum of the balanced gradients, bounded by the largest second moment.
+    """Stage 3, for one parameter: Adam's step on the sum of the balanced gradients.
 
-    Changes ``param``, ``exp_avg``, ``exp_avg_sqs`` and ``max_exp_avg_sqs`` in place.
+    The largest of the second moments bounds it. Changes ``param``, ``exp_avg``, ``exp_avg_sqs`` and ``max_exp_avg_sqs`` in place.
 
     Args:
         param: any shape.
-        grads: ``[K]``, of the shape of ``param``; None where a term is absent, whose second moment then stays as it is and
-            still bounds the step.
+        grads: ``[K]``, of the shape of ``param``; None where a term is absent, whose second moment then stays as it is
+            and still bounds the step.
         scales: ``[K]`` scalars of stage 2.
         exp_avg: the first moment, in the arithmetic type.
         exp_avg_sqs: ``[K]`` second moments, None where the term never reached the parameter.

@@ -57,7 +57,7 @@ def grow_state(state: State, param: Tensor, reached: Sequence[int], amsgrad: boo
 
 @dataclass(eq=False)
 class Table:
-    """L parameters of one device and arithmetic type, with the state of K terms. Built by :class:`mtadam_fused.tables.Tables`."""
+    """L parameters of one device and arithmetic type, with the state of K terms; built by ``Tables``."""
 
     device: torch.device
     dtype: torch.dtype  # of the arithmetic

@@ -24,7 +24,7 @@ class Tables:
     ) -> list[Table]:
         """The tables of ``groups``, with state for every pair that ``grads`` ([K][parameters]) reaches.
 
-        State that is missing is allocated, with zeros; state that left the layout or device of its parameter follows it.
+        State that is missing is allocated, with zeros; state follows its parameter to another layout or device.
         """
         params = [p for group in groups for p in group["params"]]
         if self._signature != signature(groups, params, state, grads) or not self._covers(grads):

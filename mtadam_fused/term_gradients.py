@@ -75,9 +75,13 @@ def check_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> No
     if grad.layout != torch.strided:
         raise RuntimeError(f"{what} is {grad.layout}; MTAdam needs dense gradients: use nn.Embedding(sparse=False)")
     if not grad.is_floating_point():
-        raise RuntimeError(f"{what} is {grad.dtype}; MTAdam needs real floating-point gradients: use torch.view_as_real")
+        raise RuntimeError(
+            f"{what} is {grad.dtype}; MTAdam needs real floating-point gradients: use torch.view_as_real"
+        )
     if grad.shape != param.shape:
-        raise RuntimeError(f"{what} has shape {tuple(grad.shape)}, the parameter {tuple(param.shape)}; they must be equal")
+        raise RuntimeError(
+            f"{what} has shape {tuple(grad.shape)}, the parameter {tuple(param.shape)}; they must be equal"
+        )
     if grad.device != param.device:
         raise RuntimeError(f"{what} is on {grad.device}, the parameter on {param.device}; move one of them")
 
@@ -94,8 +98,8 @@ def check_finite(grads: TermGradients, terms: Sequence[Term]) -> None:
         for (term, i, _), good in zip(found, torch.stack([finite for _, _, finite in found]).tolist(), strict=True):
             if not good:
                 raise RuntimeError(
-                    f"the gradient of term {term!r} for parameter {i} is not finite; the step is refused and nothing has "
-                    "changed: call zero_grad() to drop the gradients, and look at the loss"
+                    f"the gradient of term {term!r} for parameter {i} is not finite; the step is refused and nothing "
+                    "has changed: call zero_grad() to drop the gradients, and look at the loss"
                 )
 
 
@@ -118,7 +122,7 @@ def named_losses(losses: Losses, terms: Sequence[Term]) -> dict[Term, Tensor]:
         named = dict(zip(terms or range(len(losses)), losses, strict=True))
     else:
         raise TypeError(
-            f"losses is a {type(losses).__name__}; pass a mapping from names to losses, or a list of losses ([loss] for one)"
+            f"losses is a {type(losses).__name__}; pass a mapping from names to losses, or a list ([loss] for one term)"
         )
     if not named:
         raise ValueError("losses is empty; pass at least one loss")
@@ -136,6 +140,8 @@ def check_loss(term: Term, loss: Any) -> None:
     if not loss.is_floating_point():
         raise ValueError(f"loss {term!r} is {loss.dtype}; it must be real and of a floating-point type")
     if not loss.requires_grad:
-        raise ValueError(f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on")
+        raise ValueError(
+            f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on"
+        )
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise ValueError(f"loss {term!r} is {loss.item()}; it must be finite: leave it out of this step, or lower lr")

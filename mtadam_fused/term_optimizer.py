@@ -17,8 +17,8 @@ from .term_gradients import Losses, PendingGradients, named_losses, take_gradien
 class TermOptimizer(Optimizer):
     """Base of the optimizers that take the gradient of each loss term apart. Subclasses write ``step``.
 
-    The names of the terms stand, in the order in which they were first seen, in every parameter group under ``"terms"``, so
-    that checkpoints hold them.
+    The names of the terms stand, in the order in which they were first seen, in every parameter group under
+    ``"terms"``, so that checkpoints hold them.
     """
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class TermOptimizer(Optimizer):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """Names of the loss terms, in the order in which they were first seen; positions where losses came in a list."""
+        """Names of the loss terms in the order in which they were first seen, or positions for losses in a list."""
         return self.param_groups[0]["terms"]
 
     def _set_terms(self, terms: Iterable[Term]) -> None:
@@ -63,24 +63,22 @@ class TermOptimizer(Optimizer):
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 
-    def backward(
-        self, losses: Losses, *, retain_graph: bool = False, inputs: Sequence[Tensor] | None = None
-    ) -> None:
+    def backward(self, losses: Losses, *, retain_graph: bool = False, inputs: Sequence[Tensor] | None = None) -> None:
         """Differentiates each loss term apart, one backward pass per term.
 
-        Afterwards the gradients wait in the optimizer for :meth:`step`; ``p.grad`` is None. Called again before ``step()``
-        it adds to them (gradient accumulation).
+        Afterwards the gradients wait in the optimizer for :meth:`step`; ``p.grad`` is None. Called again before
+        ``step()`` it adds to them (gradient accumulation).
 
         Args:
-            losses: scalar losses, as a mapping from the terms' names or as a sequence. A term that is left out of a mapping
-                is absent from the step: its running norms and second moments stay as they are.
+            losses: scalar losses, as a mapping from the terms' names or as a sequence. A term that is left out of a
+                mapping is absent from the step: its running norms and second moments stay as they are.
             retain_graph: keep the graph after the last term too.
             inputs: differentiate with respect to these tensors only (as in torch.autograd.backward).
 
         Raises:
             TypeError, ValueError: bad ``losses``; nothing has changed.
-            RuntimeError: from autograd, or a gradient that no step can use. All waiting gradients are then dropped, as by
-                :meth:`zero_grad`.
+            RuntimeError: from autograd, or a gradient that no step can use. All waiting gradients are then dropped, as
+                by :meth:`zero_grad`.
         """
         named = named_losses(losses, self.terms)
         terms = self._with_terms(named, so_far=False)
@@ -98,7 +96,7 @@ class TermOptimizer(Optimizer):
 
     @contextmanager
     def term(self, term: Term) -> Iterator[None]:
-        """Takes the gradients that the body leaves in ``p.grad`` as those of one term, so that any engine can make them.
+        """Takes the gradients that the body leaves in ``p.grad`` as those of one term, whatever engine made them.
 
         At exit they are moved out of ``p.grad``, without a copy, to wait for :meth:`step`. Entering the same term again
         before ``step()`` adds to them (gradient accumulation). If the body raises, its gradients are dropped.
@@ -144,13 +142,15 @@ class TermOptimizer(Optimizer):
         terms = list(dict.fromkeys(chain(self.terms, names)))
         for term in terms[len(self.terms) :]:
             if not isinstance(term, (str, int)):
-                raise TypeError(f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions")
+                raise TypeError(
+                    f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions"
+                )
         for group in self.param_groups:
             weights_of(group["term_weights"], terms, so_far=so_far)
         return terms
 
     def _require_clear_grads(self) -> None:
-        """Raises RuntimeError if gradients from elsewhere would be taken for a term's; drops what the last step left."""
+        """Drops what the last step left in ``p.grad``; raises RuntimeError if anything else is there."""
         for p, left in self._combined:
             if p.grad is left:
                 p.grad = None
@@ -158,8 +158,8 @@ class TermOptimizer(Optimizer):
         for i, p in enumerate(self._params()):
             if p.grad is not None:
                 raise RuntimeError(
-                    f"parameter {i} has a gradient in .grad that belongs to no term; call zero_grad() first, or make it in "
-                    "`with optimizer.term(name):`"
+                    f"parameter {i} has a gradient in .grad that belongs to no term; call zero_grad() first, or make "
+                    "that gradient inside `with optimizer.term(name):`"
                 )
 
     @torch._disable_dynamo
@@ -173,9 +173,13 @@ class TermOptimizer(Optimizer):
 def check_param(position: int, param: Any) -> None:
     """Raises TypeError for a parameter that the kernels cannot update."""
     if not isinstance(param, Tensor):
-        raise TypeError(f"params[{position}] is a {type(param).__name__}; it must be a Tensor, as from model.parameters()")
+        raise TypeError(
+            f"params[{position}] is a {type(param).__name__}; it must be a Tensor, as from model.parameters()"
+        )
     if param.dtype not in STORAGE_TYPES or param.layout != torch.strided:
         supported = ", ".join(str(dtype) for dtype in STORAGE_TYPES)
         raise TypeError(f"params[{position}] is {param.dtype}, {param.layout}; it must be dense and one of {supported}")
     if hasattr(param, "device_mesh"):
-        raise TypeError(f"params[{position}] is a DTensor; sharded parameters are not supported yet: use DDP-free training")
+        raise TypeError(
+            f"params[{position}] is a DTensor; sharded parameters are not supported: keep the parameters whole"
+        )

@@ -10,7 +10,8 @@ void balance(const Step<C>& step, Rows rows) {
     const double* weight = step.weight + step.row[r].group * step.terms;
     C* running = step.running + r * step.terms;
     C* scale = step.scale + r * step.terms;
-    balance_row(step.terms, step.norm + r * step.terms, weight, C(group.beta3), group.first_nonzero != 0, running, scale);
+    balance_row(step.terms, step.norm + r * step.terms, weight, C(group.beta3), group.first_nonzero != 0, running,
+                scale);
   }
 }
 

@@ -5,7 +5,7 @@
 namespace mtadam::cpu {
 namespace {
 
-// The memory of two cores is read at full speed only with more lines on their way than the hardware prefetcher asks for.
+// Few cores read memory at full speed only with more cache lines on their way than the hardware asks for by itself.
 template <class T>
 MTADAM_FN void prefetch(const T* from, int64_t n) {
   for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64)

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-
 #include "../launch.h"
 #include "../update_math.h"
 
@@ -30,10 +29,10 @@ template <class C>
 struct BlockPointers {
   void* param;
   C* exp_avg;
-  void* combined;         // where sum_k h_k is left, or null
+  void* combined;           // where sum_k h_k is left, or null
   const void* const* grad;  // [terms]
-  C* const* second;       // [terms]
-  C* const* maximum;      // [terms]
+  C* const* second;         // [terms]
+  C* const* maximum;        // [terms]
 };
 
 template <class C>

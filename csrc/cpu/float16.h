@@ -1,5 +1,5 @@
-// bfloat16 and IEEE half as stored in memory: to float and back, rounding to nearest even as torch does. Branch-free, so
-// that the compiler vectorises the loops that call them; written out because no C++17 compiler has to have the types.
+// bfloat16 and IEEE half as stored in memory: to float and back, rounding to nearest even as torch does. Branch-free,
+// so that the compiler vectorises the loops that call them; written out because C++17 has neither type.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ MTADAM_FN double load(double x) { return x; }
 MTADAM_FN float load(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 MTADAM_FN float load(Half x) {
   const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
-  const float scaled = float_of(magnitude) * float_of(0x77800000u);  // 2^112: rebases the exponent, subnormals too
+  const float scaled = float_of(magnitude) * float_of(0x77800000u);      // 2^112: rebases the exponent, subnormals too
   const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinities and NaN keep a full exponent
   return float_of(bits_of(scaled) | special | uint32_t(x.bits & 0x8000u) << 16);
 }

@@ -5,10 +5,10 @@
 
 namespace mtadam::cpu {
 
-#define MTADAM_DECLARE(isa)               \
-  namespace isa {                         \
-  extern const Blocks<double> float64;    \
-  extern const Blocks<float> float32;     \
+#define MTADAM_DECLARE(isa)            \
+  namespace isa {                      \
+  extern const Blocks<double> float64; \
+  extern const Blocks<float> float32;  \
   }
 MTADAM_DECLARE(baseline)
 #if defined(MTADAM_X86)

@@ -46,10 +46,10 @@ void mtadam_step(const Step<C>& step) {
   }
 }
 
-#define MTADAM_INSTANTIATE(C)                      \
-  template void term_norms(const Step<C>&);        \
-  template void balance(const Step<C>&);           \
-  template void mtadam_update(const Step<C>&);     \
+#define MTADAM_INSTANTIATE(C)                  \
+  template void term_norms(const Step<C>&);    \
+  template void balance(const Step<C>&);       \
+  template void mtadam_update(const Step<C>&); \
   template void mtadam_step(const Step<C>&);
 MTADAM_INSTANTIATE(double)
 MTADAM_INSTANTIATE(float)

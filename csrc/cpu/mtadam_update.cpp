@@ -12,14 +12,10 @@ template <class C>
 RowStep<C> row_step(const Step<C>& step, int64_t r, C* scale) {
   const Group& g = step.group[step.row[r].group];
   for (int64_t k = 0; k < step.terms; ++k) scale[k] = C(g.direction) * step.scale[r * step.terms + k];
-  return {step.terms,
-          scale,
-          C(g.beta1),
-          C(1.0 - g.beta1),
-          C(g.beta2),
-          C(1.0 - g.beta2),
-          C(g.l2_decay),
-          step_factors<C>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(step.count[r]) + 1)};
+  return {step.terms,    scale,
+          C(g.beta1),    C(1.0 - g.beta1),
+          C(g.beta2),    C(1.0 - g.beta2),
+          C(g.l2_decay), step_factors<C>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(step.count[r]) + 1)};
 }
 
 template <class C>

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import chain
 from typing import Any
 
@@ -10,17 +11,21 @@ import torch
 from ..hyperparameters import Hyperparameters
 from ..table import STORAGE_TYPES, Work, addresses
 
-native: Any
+native: Any = None
+problem: ImportError | None = None
 try:
-    from .. import _C as native
+    native = import_module("mtadam_fused._C")
 except ImportError as error:
-    native, problem = None, error
+    problem = error
 
 
 def status() -> tuple[bool, str]:
     """Whether the native module is there, and its particulars or why it is not."""
     if native is not None:
-        return True, f"{native.instruction_set()} kernels on {native.threading()} threads, compiled by {native.compiler}"
+        return (
+            True,
+            f"{native.instruction_set()} kernels on {native.threading()} threads, compiled by {native.compiler}",
+        )
     if isinstance(problem, ModuleNotFoundError):
         return False, "the native module was not built: install a C++ compiler (g++), then reinstall mtadam_fused"
     return False, f"the native module does not load: {problem}"
@@ -86,11 +91,10 @@ def grad_types(work: Work) -> array:
         return table.param_types
     types = array("q", table.param_types)
     for row in range(len(types)):
-        dtypes = {term[row].dtype for term in work.grads if term[row] is not None}
+        dtypes = {grad.dtype for term in work.grads if (grad := term[row]) is not None}
         if len(dtypes) > 1:
             for term in work.grads:
-                if term[row] is not None:
-                    term[row] = term[row].float()
+                term[row] = None if (grad := term[row]) is None else grad.float()
         if dtypes:
-            types[row] = STORAGE_TYPES[dtypes.pop() if len(dtypes) == 1 else torch.float32]
+            types[row] = STORAGE_TYPES[torch.float32 if len(dtypes) > 1 else dtypes.pop()]
     return types

@@ -41,9 +41,7 @@ class Status:
     reason: str
 
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {"reference": reference.ReferenceBackend(), "cpu": cpu.CpuBackend()}
-)
+BACKENDS: Mapping[str, Backend] = MappingProxyType({"reference": reference.ReferenceBackend(), "cpu": cpu.CpuBackend()})
 
 
 def statuses() -> dict[str, Status]:

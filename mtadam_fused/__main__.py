@@ -1,0 +1,35 @@
+"""``python -m mtadam_fused``: what is built, what can be used and why not, and what "auto" takes."""
+
+import platform
+import warnings
+
+import torch
+
+from . import __version__
+from .backends import choose, statuses
+
+
+def devices() -> list[torch.device]:
+    """The CPU, and the accelerator if there is one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return [torch.device("cpu")] + ([accelerator] if accelerator is not None else [])
+
+
+def report() -> str:
+    """The report as text, one fact a line."""
+    lines = [
+        f"mtadam_fused {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}",
+        "",
+        "backends",
+    ]
+    for name, status in statuses().items():
+        lines.append(f"  {name:<10} {'usable    ' if status.usable else 'NOT usable'}  {status.reason}")
+    lines += ["", 'what backend="auto" takes']
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reason for a slow choice stands above
+        lines += [f"  {device!s:<10} {choose('auto', device).name}" for device in devices()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())
