@@ -91,7 +91,7 @@ struct StepFactors {
   C step_size;        // lr / (1 - beta1^t)
   C inv_correction2;  // 1 / sqrt(1 - beta2^t)
   C eps;
-  C keep;  // 1 - lr * weight_decay where the decay is decoupled, else 1
+  C decay;  // lr * weight_decay where the decay is decoupled, else 0
 };
 
 // In double on the host and in the first threads of a device block: beta^t loses digits in float.
@@ -99,13 +99,14 @@ template <class C>
 MTADAM_FN StepFactors<C> step_factors(double lr, double beta1, double beta2, double eps, double decoupled_decay,
                                       double step) {
   return {C(lr / (1.0 - std::pow(beta1, step))), C(1.0 / std::sqrt(1.0 - std::pow(beta2, step))), C(eps),
-          C(1.0 - lr * decoupled_decay)};
+          C(lr * decoupled_decay)};
 }
 
 // The parameter after the step. `largest` is the largest v_k (amsgrad: the largest maximum) over the terms.
 template <class C>
 MTADAM_FN C updated_param(C param, C exp_avg, C largest, const StepFactors<C>& f) {
-  return f.keep * param - f.step_size * exp_avg / (std::sqrt(largest) * f.inv_correction2 + f.eps);
+  const C change = f.step_size * exp_avg / (std::sqrt(largest) * f.inv_correction2 + f.eps) + f.decay * param;
+  return param - change;  // one subtraction, so that the parameter is rounded once
 }
 
 }  // namespace mtadam

@@ -17,8 +17,9 @@ def devices() -> list[torch.device]:
 
 def report() -> str:
     """The report as text, one fact a line."""
+    python = f"Python {platform.python_version()} on {platform.machine()}"
     lines = [
-        f"mtadam_fused {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}",
+        f"mtadam_fused {__version__}, torch {torch.__version__}, {python}",
         "",
         "backends",
     ]

@@ -12,6 +12,7 @@ from .checkpoint import Saved, check_saved, count_terms, restore
 from .hyperparameters import Hyperparameters, Term, TermWeights, weights_of
 from .table import Table, TermGradients, Work
 from .tables import Tables
+from .term_gradients import PendingGradients
 from .term_gradients import check_finite as check_gradients_finite
 from .term_optimizer import TermOptimizer
 
@@ -184,9 +185,8 @@ class MTAdam(TermOptimizer):
 
     def _columns(self, name: str) -> dict[Term, Tensor]:
         """The terms' columns of the tables' ``name``, in the order of the parameters."""
-        tables = self._tables.latest
-        if not tables:
-            return {}
+        nothing_new = PendingGradients().of(len(self.terms), len(self._params()))
+        tables = self._tables.current(self.param_groups, self.state, nothing_new)
         rows = torch.tensor([row for table in tables for row in table.rows]).argsort()
         values = torch.cat(
             [getattr(t, name).masked_fill(t.running.isnan(), math.nan).to(tables[0].device) for t in tables]
@@ -228,8 +228,8 @@ class MTAdam(TermOptimizer):
         """Takes loaded, unpickled or copied state; see :meth:`load_state_dict`."""
         super().__setstate__(state)
         for group in self.param_groups:
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
+            for name in Hyperparameters.__dataclass_fields__:  # newer than the checkpoint
+                group.setdefault(name, self.defaults[name])
         saved = {p: value.state for p, value in self.state.items() if isinstance(value, Saved)}
         names = self.param_groups[0].get("terms")
         self._set_terms(range(count_terms(saved)) if names is None else names)

@@ -33,8 +33,7 @@ def term_norms(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor
     """
     absent = torch.full((), math.nan, dtype=like.dtype, device=like.device)
     rows = [
-        torch.stack([absent if g is None else torch.linalg.vector_norm(g, dtype=like.dtype) for g in row])
-        for row in grads
+        torch.stack([absent if g is None else g.to(like.dtype).square().sum().sqrt() for g in row]) for row in grads
     ]
     return torch.stack(rows)
 
@@ -86,7 +85,8 @@ def mtadam_update(
 ) -> Tensor:
     """Stage 3, for one parameter: Adam's step on the sum of the balanced gradients.
 
-    The largest of the second moments bounds it. Changes ``param``, ``exp_avg``, ``exp_avg_sqs`` and ``max_exp_avg_sqs`` in place.
+    The largest of the second moments bounds it. Changes ``param``, ``exp_avg``, ``exp_avg_sqs`` and ``max_exp_avg_sqs``
+    in place.
 
     Args:
         param: any shape.
@@ -120,9 +120,10 @@ def mtadam_update(
     exp_avg.copy_(beta1 * exp_avg + (1 - beta1) * combined)
 
     denominator = (largest / bias_correction(beta2, step, p.dtype)).sqrt() + eps
+    change = lr / bias_correction(beta1, step, p.dtype) * exp_avg / denominator
     if decoupled_weight_decay:
-        p = p * (1 - lr * weight_decay)
-    param.copy_(p - lr / bias_correction(beta1, step, p.dtype) * exp_avg / denominator)
+        change += lr * weight_decay * p
+    param.copy_(p - change)
     return combined
 
 

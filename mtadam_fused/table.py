@@ -129,7 +129,20 @@ class Table:
 
 def addresses(tensors: Sequence[Sequence[Tensor | None]]) -> array:
     """The addresses of tensors, row after row, 0 for None."""
-    return array("q", [0 if t is None else t.data_ptr() for row in tensors for t in row])
+    return array("q", [0 if t is None else t.data_ptr() or no_memory(t) for row in tensors for t in row])
+
+
+def no_memory(tensor: Tensor) -> int:
+    """An address that is not 0, and never read, for an empty tensor.
+
+    Raises:
+        RuntimeError: the tensor should have memory (a DTensor's address is 0, for one).
+    """
+    if tensor.numel():
+        raise RuntimeError(
+            f"a {type(tensor).__name__} of shape {tuple(tensor.shape)} has no memory that kernels can read"
+        )
+    return 1
 
 
 @dataclass

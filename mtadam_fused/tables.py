@@ -14,7 +14,7 @@ class Tables:
     """The tables of one optimizer, rebuilt when something that they were built from has changed."""
 
     def __init__(self) -> None:
-        self.latest: list[Table] = []  # of the last step
+        self._tables: list[Table] = []
         self._signature: object = None
         self._held: list[Tensor] = []  # keeps the tensors behind the signature's ids alive, so that no id is used twice
         self._reached: list[list[bool]] = []
@@ -33,11 +33,11 @@ class Tables:
                 reached = [k for k, row in enumerate(grads) if row[i] is not None]
                 if reached or p in state:
                     grow_state(state[p], p, reached, amsgrad[i])
-            self.latest = build_tables(groups, state, len(grads))
+            self._tables = build_tables(groups, state, len(grads))
             self._signature = signature(groups, params, state, grads)
             self._held = [value for p in params if p in state for value in state[p].values()]
             self._reached = [[f"exp_avg_sq{k}" in state.get(p, ()) for p in params] for k in range(len(grads))]
-        return self.latest
+        return self._tables
 
     def _covers(self, grads: TermGradients) -> bool:
         """Whether every pair that ``grads`` reaches has its state."""

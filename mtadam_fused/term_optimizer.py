@@ -28,7 +28,7 @@ class TermOptimizer(Optimizer):
     def _reset(self) -> None:
         """Forgets the waiting gradients."""
         self._pending = PendingGradients()
-        self._open_term: list[Term] = []
+        self._open_term: Term | None = None
         self._combined: list[tuple[Tensor, Tensor]] = []  # parameters and what the last step left in their .grad
 
     # -- terms ---------------------------------------------------------------------------------------------------------
@@ -108,18 +108,16 @@ class TermOptimizer(Optimizer):
             ValueError: a position that is neither a known term nor the next new one.
             RuntimeError: inside another term, gradients in ``p.grad`` at entry, or a gradient that no step can use.
         """
-        if self._open_term:
-            raise RuntimeError(f"term {term!r} was entered inside term {self._open_term[0]!r}; leave that one first")
         name = self._name_of(term)
         terms = self._with_terms([name], so_far=True)
         self._require_clear_grads()
-        self._open_term.append(name)
+        self._open_term = name
         try:
             yield
             self._pending.add(terms.index(name), take_gradients(self._params(), name))
             self._set_terms(terms)
         finally:
-            self._open_term.clear()
+            self._open_term = None
             for p in self._params():
                 p.grad = None
 
@@ -150,7 +148,11 @@ class TermOptimizer(Optimizer):
         return terms
 
     def _require_clear_grads(self) -> None:
-        """Drops what the last step left in ``p.grad``; raises RuntimeError if anything else is there."""
+        """Drops what the last step left in ``p.grad``; raises RuntimeError if it may not be used for a term now."""
+        if self._open_term is not None:
+            raise RuntimeError(
+                f"term {self._open_term!r} is being taken; leave its `with optimizer.term(...)` block first"
+            )
         for p, left in self._combined:
             if p.grad is left:
                 p.grad = None

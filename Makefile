@@ -1,0 +1,37 @@
+# `make test` and `make demo` set up an environment of their own in .venv; PYTHON picks the interpreter it is made with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+SOURCES := $(wildcard csrc/* csrc/*/*) setup.py pyproject.toml
+
+.PHONY: test lint demo bench clean
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/native/*.*)
+
+demo: $(INSTALLED)
+	$(BIN)/python bench/demo.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so
+
+# Editable, so that the tests see the sources; rebuilt when what is compiled has changed.
+$(INSTALLED): $(BIN)/pip $(SOURCES)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+# On Debian and Ubuntu the standard library's venv needs a package of its own.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no virtual environment: run 'apt-get install python3-venv' and make again"; exit 1; }

@@ -1,0 +1,145 @@
+"""Random cases of the optimizer: one input library for the tests of every backend."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from closeness import check_params, check_values
+from formula import Parameter, step
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mtadam_fused import MTAdam
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
+LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
+
+
+def laid_out(value: Tensor, layout: str) -> Tensor:
+    """``value`` in a memory layout, as far as its shape has it."""
+    if layout == "transposed" and value.dim() >= 2:
+        return value.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "channels_last" and value.dim() == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced" and value.dim() >= 1:
+        wide = value.new_zeros((*value.shape[:-1], 2 * value.shape[-1]))
+        wide[..., ::2] = value
+        return wide[..., ::2]
+    if layout == "offset":  # aligned to an element only
+        flat = value.new_zeros(value.numel() + 1)
+        flat[1:] = value.reshape(-1)
+        return flat[1:].view(value.shape)
+    return value.contiguous()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of some parameters, and what trains it."""
+
+    dtype: torch.dtype
+    shapes: tuple[tuple[int, ...], ...]
+    layouts: tuple[str, ...]  # of the parameters
+    grad_layouts: tuple[str, ...]
+    terms: int
+    seed: int
+    absent: float = 0.0  # the share of pairs that a step leaves out
+    zero: float = 0.0  # the share of gradients that are zero
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] | None = None
+    steps: int = 4
+
+    def run(self, backend: str, fault: str | None = None) -> MTAdam:
+        """Runs the optimizer beside the formula, and compares them at every step.
+
+        Raises:
+            TooFar: they disagree.
+        """
+        random = np.random.default_rng(self.seed)
+        params = self.params(random)
+        optimizer = MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
+        models = [Parameter(p.detach().double().numpy().copy()) for p in params]
+        for k in range(self.terms):  # registers the terms in order, whatever is absent at first
+            with optimizer.term(k):
+                pass
+        for _ in range(self.steps):
+            before = [p.detach().clone() for p in params]
+            grads = self.grads(random, params)
+            for k in range(self.terms):
+                with optimizer.term(k):
+                    for p, of_terms in zip(params, grads, strict=True):
+                        p.grad = of_terms.get(k)
+            optimizer.step()
+            for p, b, x, of_terms in zip(params, before, models, grads, strict=True):
+                x.value = b.double().numpy()  # from the stored value: rounding does not add up
+                weights = dict(enumerate(self.weights)) if self.weights else None
+                arrays = {k: g.double().numpy() for k, g in of_terms.items()}
+                step(x, arrays, weights=weights, fault=fault, **self.options)
+                check_params(p, x.value, b)
+            self.check_scalars(optimizer, models)
+        return optimizer
+
+    def params(self, random: np.random.Generator) -> list[nn.Parameter]:
+        values = (torch.from_numpy(np.asarray(random.standard_normal(shape))).to(self.dtype) for shape in self.shapes)
+        return [nn.Parameter(laid_out(v, layout)) for v, layout in zip(values, self.layouts, strict=True)]
+
+    def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
+        """For each parameter, gradients by term; term k is 10 to the k % 4 times as large as term 0."""
+        found: list[dict[int, Tensor]] = []
+        for p, layout in zip(params, self.grad_layouts, strict=True):
+            of_terms: dict[int, Tensor] = {}
+            for k in range(self.terms):
+                size = 0.0 if random.random() < self.zero else 10.0 ** (k % 4 - 1)
+                value = torch.from_numpy(np.asarray(random.standard_normal(tuple(p.shape)) * size)).to(self.dtype)
+                if random.random() >= self.absent:
+                    of_terms[k] = laid_out(value, layout)
+            found.append(of_terms)
+        return found
+
+    def check_scalars(self, optimizer: MTAdam, models: list[Parameter]) -> None:
+        relative = 1e-12 if self.dtype == torch.float64 else 1e-5
+        norms, scales = optimizer.term_norms(), optimizer.term_scales()
+        for k in range(self.terms):
+            expected = [x.ema.get(k, np.nan) for x in models]
+            check_values(norms[k].nan_to_num(-1), np.nan_to_num(expected, nan=-1), relative)
+            for row, x in enumerate(models):
+                if k in x.scale and k in x.ema and x.t:
+                    current = scales[k][row]
+                    assert current.isfinite()
+
+
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "lr": st.sampled_from([1e-3, 0.1]),
+        "betas": st.sampled_from([(0.9, 0.999, 0.9), (0.5, 0.9, 0.0), (0.0, 0.0, 0.99)]),
+        "eps": st.sampled_from([1e-8, 1e-3]),
+        "weight_decay": st.sampled_from([0.0, 0.1]),
+        "amsgrad": st.booleans(),
+        "maximize": st.booleans(),
+        "decoupled_weight_decay": st.booleans(),
+        "norm_init": st.sampled_from(["first_step", "first_nonzero"]),
+    },
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any case, small enough to run in milliseconds."""
+    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
+    layout = st.lists(st.sampled_from(LAYOUTS), min_size=len(shapes), max_size=len(shapes)).map(tuple)
+    terms = draw(st.sampled_from([1, 2, 3, 4, 7, 16]))
+    return Case(
+        dtype=draw(st.sampled_from(DTYPES)),
+        shapes=tuple(shapes),
+        layouts=draw(layout),
+        grad_layouts=draw(layout),
+        terms=terms,
+        seed=draw(st.integers(0, 2**32 - 1)),
+        absent=draw(st.sampled_from([0.0, 0.3])),
+        zero=draw(st.sampled_from([0.0, 0.3])),
+        options=draw(options),
+        weights=draw(st.none() | st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=terms, max_size=terms).map(tuple)),
+        steps=draw(st.integers(1, 4)),
+    )

@@ -1,0 +1,59 @@
+"""The tolerances, in one place. test_properties.py proves that each rejects deliberately broken updates."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+F64_ABSOLUTE = 1e-12  # per parameter of size 1
+F32_TRACE = (1e-5, 5e-7)  # relative and absolute, of parameters of size 1 after some steps of 1e-3
+F32_OF_UPDATE = 1e-5  # of the element's update, on top of one unit in the last place of the parameter,
+F32_OF_UPDATES = 1e-6  # and of the root mean square of all updates: where momentum cancels, rounding does not
+F16_DIFFERING = 0.003  # of the elements: float32 arithmetic may fall on the other side of a rounding tie
+
+
+class TooFar(AssertionError):
+    """Two results that should agree do not."""
+
+
+def check_params(actual: Tensor, expected: np.ndarray, before: Tensor) -> None:
+    """Compares a parameter after a step with the float64 result of the same step from the same stored value.
+
+    Args:
+        actual: the parameter, of any supported type.
+        expected: the float64 formula's result.
+        before: the parameter before the step.
+
+    Raises:
+        TooFar: they differ by more than the type's tolerance.
+    """
+    want = torch.from_numpy(np.asarray(expected, dtype=np.float64)).reshape(actual.shape)
+    got = actual.detach()
+    if not bool(got.isfinite().all()):
+        raise TooFar("the parameter is not finite")
+    if got.dtype == torch.float64:
+        excess = (got - want).abs() - F64_ABSOLUTE * want.abs().clamp(min=1.0)
+    elif got.dtype == torch.float32:
+        away = torch.nextafter(got.abs(), torch.tensor(torch.inf)).double()
+        ulp = away - got.abs().double()
+        update = (want - before.double()).abs()
+        slack = F32_OF_UPDATE * update + F32_OF_UPDATES * update.square().mean().sqrt()
+        excess = (got.double() - want).abs() - ulp - slack
+    else:
+        differing = (got != want.to(got.dtype)).double().mean().item() if got.numel() else 0.0
+        allowed = max(F16_DIFFERING, 1.5 / max(got.numel(), 1))
+        if differing > allowed:
+            raise TooFar(f"{100 * differing:.2f} % of the elements differ; {100 * allowed:.2f} % may")
+        return
+    if got.numel() and excess.max() > 0:
+        raise TooFar(f"differs by {(got.double() - want).abs().max():.3e}, {excess.max():.3e} too much")
+
+
+def check_values(actual: Tensor, expected: np.ndarray, relative: float, absolute: float = 1e-300) -> None:
+    """Compares norms, scales or moments, element by element, NaN equal to NaN.
+
+    Raises:
+        TooFar: they differ by more than ``relative`` of the expected value plus ``absolute``.
+    """
+    got = actual.detach().double().numpy()
+    if got.shape != np.shape(expected) or not np.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True):
+        raise TooFar(f"{got} is not {expected}")

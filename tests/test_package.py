@@ -1,0 +1,77 @@
+"""Installing: the sdist builds; without a compiler the package installs, says so and runs; a wheel has what it needs."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def build(source: Path, kind: str, out: Path, **environment: str) -> tuple[Path, str]:
+    """Builds an sdist or a wheel through the build backend, as pip does; returns it and what was printed."""
+    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(out)], cwd=source, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    (built,) = out.iterdir()
+    return built, run.stdout + run.stderr
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))[0]
+
+
+@pytest.fixture
+def unpacked(sdist: Path, tmp_path: Path) -> Path:
+    """The sources as an sdist has them, nothing built yet."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "sources", filter="data")
+    (sources,) = (tmp_path / "sources").iterdir()
+    return sources
+
+
+def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code with only the wheel's package on the path, besides what is installed."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+STEP = """
+import torch, mtadam_fused
+p = torch.nn.Parameter(torch.ones(3))
+optimizer = mtadam_fused.MTAdam([p], lr=0.5)
+optimizer.backward([p.sum()]); optimizer.step()
+print(mtadam_fused.__file__, p.tolist(), repr(optimizer).splitlines()[-1])
+"""
+
+
+def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None:
+    wheel, _ = build(unpacked, "wheel", tmp_path / "wheel")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(name.startswith("mtadam_fused/_C.") for name in names)
+    assert "mtadam_fused/py.typed" in names
+    assert not any(name.startswith(("tests", "bench", "csrc")) for name in names)
+    run = run_from(wheel, tmp_path / "installed", STEP)
+    assert run.returncode == 0, run.stderr
+    assert str(tmp_path) in run.stdout
+    assert "(cpu: cpu)" in run.stdout
+
+
+def test_without_a_compiler_it_installs_says_so_and_runs(unpacked: Path, tmp_path: Path) -> None:
+    wheel, printed = build(unpacked, "wheel", tmp_path / "wheel", CC="no-such-cc", CXX="no-such-c++")
+    assert "the native module is LEFT OUT" in printed
+    assert not any("_C." in name for name in zipfile.ZipFile(wheel).namelist())
+    run = run_from(wheel, tmp_path / "installed", STEP)
+    assert run.returncode == 0, run.stderr
+    assert "(cpu: reference)" in run.stdout
+    assert "[0.5, 0.5, 0.5]" in run.stdout
+    assert "install a C++ compiler" in run.stderr

@@ -1,0 +1,34 @@
+"""Random shapes, layouts, types, terms and options against the float64 formula; and large tensors."""
+
+import pytest
+import torch
+from cases import DTYPES, Case, cases
+from closeness import TooFar
+from formula import FAULTS
+from hypothesis import HealthCheck, given, settings
+
+ONE = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
+
+
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(case=cases())
+def test_any_case(case: Case, backend: str) -> None:
+    case.run(backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("terms", [1, 3])
+def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
+    Case(dtype=dtype, shapes=((1000, 1025),), terms=terms, steps=2, **ONE).run(backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
+    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
+    case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case.run(backend)
+    with pytest.raises(TooFar):
+        case.run(backend, fault=fault)
