@@ -14,13 +14,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy bench
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/native/*.*)
 
 demo: $(INSTALLED)
 	$(BIN)/python bench/demo.py
+	$(BIN)/python bench/readme.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m pytest bench --record bench/results/cpu
+	$(BIN)/python bench/readme.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so

@@ -11,7 +11,7 @@ from torch import nn
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import BACKENDS, choose, cpu, statuses
 from mtadam_fused.hyperparameters import Hyperparameters
-from mtadam_fused.table import Work
+from mtadam_fused.table import TermGradients, Work
 
 # Prints a digest of parameters and state after some steps of awkward sizes and types.
 DIGEST = """
@@ -65,7 +65,7 @@ def test_stages_one_by_one_are_the_step(backend: str) -> None:
         optimizer = MTAdam([p], backend=backend)
         optimizer.backward([p.square().sum(), p.exp().sum()])
         optimizer.step()
-        grads = [[torch.randn(5000)], [torch.randn(5000)]]
+        grads: TermGradients = [[torch.randn(5000)], [torch.randn(5000)]]
         (table,) = optimizer._tables.current(optimizer.param_groups, optimizer.state, grads)
         work = Work(table, grads, [Hyperparameters.of(g) for g in optimizer.param_groups], [[1.0, 1.0]], None)
         kernels = BACKENDS[backend]

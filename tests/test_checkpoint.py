@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,12 @@ WAYS: dict[str, Callable[[dict], dict]] = {"in memory": lambda state: state, "th
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_loaded_run_goes_on_bit_for_bit(dtype: torch.dtype, way: str, backend: str) -> None:
-    options = {"lr": 0.1, "amsgrad": True, "weight_decay": 0.1, "term_weights": {"a": 1.0, "b": 2.0, "c": 0.5}}
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "amsgrad": True,
+        "weight_decay": 0.1,
+        "term_weights": {"a": 1.0, "b": 2.0, "c": 0.5},
+    }
     whole = params(dtype)
     first = MTAdam(whole, **options, backend=backend)
     train(first, whole, range(5))

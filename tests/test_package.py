@@ -1,4 +1,4 @@
-"""Installing: the sdist builds; without a compiler the package installs, says so and runs; a wheel has what it needs."""
+"""Installing: an sdist builds, wheels have what they need, and without a compiler the package says so and runs."""
 
 import os
 import subprocess

@@ -1,5 +1,7 @@
 """Random shapes, layouts, types, terms and options against the float64 formula; and large tensors."""
 
+from typing import Any
+
 import pytest
 import torch
 from cases import DTYPES, Case, cases
@@ -7,7 +9,7 @@ from closeness import TooFar
 from formula import FAULTS
 from hypothesis import HealthCheck, given, settings
 
-ONE = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
+ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
 
 
 @settings(

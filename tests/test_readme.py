@@ -1,0 +1,55 @@
+"""README says what is true: its Python runs, and its tables are what the commands recorded."""
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import mtadam_fused
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+sys.path.insert(0, str(ROOT / "bench"))
+
+
+def test_python_blocks_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    model = nn.Linear(3, 3)
+    before = model.weight.detach().clone()
+    names: dict = {"model": model, "loader": [torch.randn(5, 3)], "MTAdam": mtadam_fused.MTAdam}
+    exec(blocks[0], names)
+    assert not torch.equal(model.weight, before)
+    exec(blocks[1], names)
+    out = model(torch.randn(5, 3))
+    names |= {"reconstruction_loss": out.square().mean(), "sparsity_loss": out.abs().mean()}
+    exec(blocks[2], names)
+    assert set(names["optimizer"].term_scales()) == {"reconstruction", "sparsity"}
+
+
+def test_docstring_example_is_readmes() -> None:
+    for line in ("optimizer = MTAdam(model.parameters(), lr=1e-3)", "optimizer.backward(losses)"):
+        assert line in README
+        assert line in (mtadam_fused.MTAdam.__doc__ or "")
+
+
+def test_tables_are_the_recorded_ones() -> None:
+    from readme import with_records
+
+    assert with_records(README) == README
+
+
+def test_pictures_and_files_exist() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_public_names_have_docstrings() -> None:
+    for name in mtadam_fused.__all__:
+        value = getattr(mtadam_fused, name)
+        if isinstance(value, type):
+            methods = [m for m in vars(value).values() if callable(m) and not m.__name__.startswith("_")]
+            assert value.__doc__
+            assert all(m.__doc__ for m in methods)
