@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import compress
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class MTAdam(TermOptimizer):
 
     Each step takes the gradient of every term apart, brings the terms' running gradient norms in each layer to that of
     the first term, keeps a second moment per term, and lets the largest of them bound the step. With one term it is
-    torch.optim.Adam. ::
+    torch.optim.Adam. The first term ever seen is the anchor, so give one that keeps a gradient until the end. ::
 
         optimizer = MTAdam(model.parameters(), lr=1e-3)
         for batch in loader:
@@ -149,16 +150,17 @@ class MTAdam(TermOptimizer):
     def _step_table(
         self, table: Table, grads: TermGradients, groups: list[Hyperparameters], weights: list[list[float]]
     ) -> None:
-        work = Work(table, [[term[i] for i in table.rows] for term in grads], groups, weights, None)
+        work = Work(table, [[term[i] for i in table.rows] for term in grads], groups, weights)
+        staged = [row for row in table.staged if work.reached[row]]
         if self.keep_combined_grad:
-            reached = [any(term[row] is not None for term in work.grads) for row in range(len(table.params))]
-            work.combined = [torch.empty_like(d) if r else None for d, r in zip(table.dense, reached, strict=True)]
-        for param, buffer in table.staged:
-            buffer.copy_(param)
+            work.combined = [torch.empty_like(d) if r else None for d, r in zip(table.dense, work.reached, strict=True)]
+        for row in staged:
+            table.dense[row].copy_(table.params[row])
         self._backends[table.device].mtadam_step(work)
-        for param, buffer in table.staged:
-            param.copy_(buffer)
-        torch.autograd.graph.increment_version(table.params)  # the kernels write behind autograd's back
+        for row in staged:
+            table.params[row].copy_(table.dense[row])
+        # The kernels write behind autograd's back.
+        torch.autograd.graph.increment_version(list(compress(table.params, work.reached)))
         if work.combined is not None:
             for param, combined in zip(table.params, work.combined, strict=True):
                 if combined is not None:

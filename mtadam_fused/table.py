@@ -72,7 +72,7 @@ class Table:
     norms: Tensor = field(init=False)  # [L, K] of the last step, NaN where absent
     scales: Tensor = field(init=False)  # [L, K] of the last step
     dense: list[Tensor] = field(init=False)  # [L] the parameters, or dense buffers for those with gaps
-    staged: list[tuple[Tensor, Tensor]] = field(init=False)  # parameters with gaps and their buffers
+    staged: list[int] = field(init=False)  # rows of the parameters with gaps
 
     def __post_init__(self) -> None:
         """Packs steps and running norms, and points the states at their rows."""
@@ -87,7 +87,7 @@ class Table:
                 self.running[row, : len(state["norms"])] = state["norms"]
                 state["step"], state["norms"] = self.steps[row], self.running[row]
         self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.params]
-        self.staged = [(p, d) for p, d in zip(self.params, self.dense, strict=True) if p.data_ptr() != d.data_ptr()]
+        self.staged = [row for row, p in enumerate(self.params) if p.data_ptr() != self.dense[row].data_ptr()]
 
     def moments(self, name: str) -> TermGradients:
         """``[K][L]`` tensors of the state entries ``name`` followed by the term's number, None where there are none."""
@@ -153,4 +153,14 @@ class Work:
     grads: TermGradients  # [K][L], in the layouts of table.dense, None where absent
     groups: list[Hyperparameters]
     weights: list[list[float]]  # [groups][K]
-    combined: list[Tensor | None] | None  # [L] where the sum of balanced gradients is wanted, of the parameters' types
+    combined: list[Tensor | None] | None = None  # [L] where sums of balanced gradients go, of the parameters' types
+
+    @cached_property
+    def reached(self) -> list[bool]:
+        """[L] whether any term reaches the parameter."""
+        reached = [False] * len(self.table.params)
+        for row in self.grads:
+            reached = [known or grad is not None for known, grad in zip(reached, row, strict=True)]
+            if all(reached):
+                break
+        return reached

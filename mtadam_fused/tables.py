@@ -1,6 +1,7 @@
 """Keeps an optimizer's tables in step with its parameters, its state and the terms that reach them."""
 
 from collections.abc import MutableMapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ class Tables:
         self._tables: list[Table] = []
         self._signature: object = None
         self._held: list[Tensor] = []  # keeps the tensors behind the signature's ids alive, so that no id is used twice
-        self._reached: list[list[bool]] = []
+        self._reached: list[list[bool]] = []  # [K][parameters] whether the pair has state
+        self._present: list[list[bool]] = []  # [K][parameters] the last call's pairs, known to have state
 
     def current(
         self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], grads: TermGradients
@@ -27,35 +29,36 @@ class Tables:
         State that is missing is allocated, with zeros; state follows its parameter to another layout or device.
         """
         params = [p for group in groups for p in group["params"]]
-        if self._signature != signature(groups, params, state, grads) or not self._covers(grads):
+        present = [[grad is not None for grad in row] for row in grads]
+        same = self._signature == signature(groups, params, state, len(grads))
+        if not same or (present != self._present and not self._covers(present)):
             amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
             for i, p in enumerate(params):
                 reached = [k for k, row in enumerate(grads) if row[i] is not None]
                 if reached or p in state:
                     grow_state(state[p], p, reached, amsgrad[i])
             self._tables = build_tables(groups, state, len(grads))
-            self._signature = signature(groups, params, state, grads)
-            self._held = [value for p in params if p in state for value in state[p].values()]
+            self._signature = signature(groups, params, state, len(grads))
+            self._held = [value for of_param in state.values() for value in of_param.values()]
             self._reached = [[f"exp_avg_sq{k}" in state.get(p, ()) for p in params] for k in range(len(grads))]
+        self._present = present
         return self._tables
 
-    def _covers(self, grads: TermGradients) -> bool:
-        """Whether every pair that ``grads`` reaches has its state."""
-        return not any(
-            grad is not None and not has for row, reached in zip(grads, self._reached, strict=True)
-            for grad, has in zip(row, reached, strict=True)
-        )  # fmt: skip
+    def _covers(self, present: list[list[bool]]) -> bool:
+        """Whether every pair that is present has its state."""
+        pairs = zip(chain.from_iterable(present), chain.from_iterable(self._reached), strict=True)
+        return all(has for is_present, has in pairs if is_present)
 
 
 def signature(
-    groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], grads: TermGradients
+    groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], terms: int
 ) -> object:
     """What the addresses in the tables depend on."""
     return (
-        len(grads),
+        terms,
         [(len(group["params"]), group["amsgrad"]) for group in groups],
         [(p.data_ptr(), p.stride()) for p in params],
-        [id(value) for p in params if p in state for value in state[p].values()],
+        [id(value) for of_param in state.values() for value in of_param.values()],
     )
 
 

@@ -64,9 +64,19 @@ def take_gradients(params: Sequence[Tensor], term: Term) -> list[Tensor | None]:
         if grad.dtype != p.dtype or grad.device != p.device or grad.layout != torch.strided or grad.shape != p.shape:
             check_gradient(grad, p, i, term)
             grads[i] = dense_like(p, grad, arithmetic_type(p.dtype))
-        elif grad.stride() != p.stride():
+        elif not in_same_order(grad, p):
             grads[i] = dense_like(p, grad, p.dtype)
     return grads
+
+
+def in_same_order(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are seen at once to be dense, their elements in the same order in memory."""
+    if a.is_contiguous() and b.is_contiguous():
+        return True
+    channels_last = torch.channels_last
+    return (
+        a.dim() == 4 and a.is_contiguous(memory_format=channels_last) and b.is_contiguous(memory_format=channels_last)
+    )
 
 
 def check_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> None:

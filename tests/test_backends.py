@@ -67,7 +67,7 @@ def test_stages_one_by_one_are_the_step(backend: str) -> None:
         optimizer.step()
         grads: TermGradients = [[torch.randn(5000)], [torch.randn(5000)]]
         (table,) = optimizer._tables.current(optimizer.param_groups, optimizer.state, grads)
-        work = Work(table, grads, [Hyperparameters.of(g) for g in optimizer.param_groups], [[1.0, 1.0]], None)
+        work = Work(table, grads, [Hyperparameters.of(g) for g in optimizer.param_groups], [[1.0, 1.0]])
         kernels = BACKENDS[backend]
         with torch.no_grad():
             if apart:

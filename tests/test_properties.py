@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, Case, cases
+from cases import DTYPES, LAYOUTS, Case, cases
 from closeness import TooFar
 from formula import FAULTS
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +18,14 @@ ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous"
 @given(case=cases())
 def test_any_case(case: Case, backend: str) -> None:
     case.run(backend)
+
+
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_pair_of_layouts(layout: str, grad_layout: str, backend: str) -> None:
+    shapes = ((3,), (5, 7), (2, 3, 4, 5))
+    layouts, grad_layouts = (layout,) * 3, (grad_layout,) * 3
+    Case(torch.float64, shapes, layouts, grad_layouts, terms=2, seed=0).run(backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

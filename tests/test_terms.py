@@ -255,6 +255,17 @@ def test_autograd_sees_that_the_parameters_changed(backend: str) -> None:
         stale.backward()
 
 
+def test_autograd_sees_no_change_where_there_is_none(backend: str) -> None:
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = MTAdam([p, q], backend=backend)
+    optimizer.backward([p.sum() + q.sum()])
+    optimizer.step()
+    waiting = q.square().sum()
+    optimizer.backward([p.sum()])
+    optimizer.step()
+    waiting.backward()  # q has not changed, so its graph is still good
+
+
 def test_wide_gradients_of_narrow_parameters(backend: str) -> None:
     """float32 gradients of bfloat16 parameters, alone and beside bfloat16 ones."""
     p = nn.Parameter(torch.ones(300, dtype=torch.bfloat16))

@@ -13,6 +13,9 @@ namespace mtadam::cpu {
 // double), enough that taking one costs nothing.
 constexpr int64_t kChunk = 4096;
 
+// Elements that are worth a thread of their own: fewer take less time than starting the thread (some microseconds).
+constexpr int64_t kGrain = 16384;
+
 // A range of rows, [first, last), of a step.
 struct Rows {
   int64_t first, last;
@@ -28,12 +31,18 @@ class Chunks {
   template <class C>
   Chunks(const Step<C>& step, Rows rows) : row_(step.row), rows_(rows), start_(scratch()) {
     start_.assign(1, 0);
-    for (int64_t r = rows.first; r < rows.last; ++r) start_.push_back(start_.back() + count(step.row[r].numel));
+    for (int64_t r = rows.first; r < rows.last; ++r) {
+      start_.push_back(start_.back() + count(step.row[r].numel));
+      elements_ += step.row[r].numel;
+    }
   }
 
   static int64_t count(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
 
   int64_t size() const { return start_.back(); }
+
+  // Chunks that are worth a thread of their own, given how large they are on average.
+  int64_t grain() const { return 1 + kGrain * size() / (elements_ + 1); }
 
   // The number of a row's first chunk; that of the row after it ends the row's chunks.
   int64_t first_of(int64_t row) const { return start_[row - rows_.first]; }
@@ -53,6 +62,7 @@ class Chunks {
 
   const Row* row_;
   Rows rows_;
+  int64_t elements_ = 0;
   std::vector<int64_t>& start_;
 };
 

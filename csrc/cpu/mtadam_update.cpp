@@ -58,7 +58,7 @@ void update_chunk(const Step<C>& step, const Chunk& chunk, const RowStep<C>& val
 template <class C>
 void mtadam_update(const Step<C>& step, Rows rows) {
   const Chunks chunks(step, rows);
-  parallel_for(chunks.size(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(chunks.size(), chunks.grain(), [&](int64_t begin, int64_t end) {
     std::vector<C> scale(step.terms);
     std::vector<const void*> grad(step.terms);
     std::vector<C*> second(step.terms), maximum(step.terms);

@@ -13,7 +13,7 @@ void term_norms(const Step<C>& step, Rows rows) {
   static thread_local std::vector<double> partial;  // [chunks, terms], of the calling thread
   if (int64_t(partial.size()) < chunks.size() * step.terms) partial.resize(chunks.size() * step.terms);
   double* const sums = partial.data();
-  parallel_for(chunks.size(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(chunks.size(), chunks.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const Chunk chunk = chunks[c];
       for (int64_t k = 0; k < step.terms; ++k)

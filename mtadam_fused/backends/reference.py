@@ -38,14 +38,13 @@ class ReferenceBackend:
     def mtadam_update(self, work: Work) -> None:
         table = work.table
         for row, state in enumerate(table.states):
-            grads = [term[row] for term in work.grads]
-            if all(grad is None for grad in grads):
+            if not work.reached[row]:
                 continue
             group = work.groups[table.groups[row]]
             state["step"] += 1
             combined = reference.mtadam_update(
                 table.dense[row].detach(),
-                grads,
+                [term[row] for term in work.grads],
                 table.scales[row],
                 state["exp_avg"],
                 [term[row] for term in table.exp_avg_sqs],
