@@ -80,9 +80,10 @@ MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
   return beta2 * exp_avg_sq + one_minus_beta2 * h * h;
 }
 
+// The larger of two numbers, NaN if either is (as torch.maximum).
 template <class C>
 MTADAM_FN C larger(C a, C b) {
-  return a < b ? b : a;
+  return a >= b || a != a ? a : b;
 }
 
 // What a step multiplies by, from the hyper-parameters and the number of the step (from 1).

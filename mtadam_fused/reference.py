@@ -119,7 +119,7 @@ def mtadam_update(
         largest = torch.maximum(largest, bound)
     exp_avg.copy_(beta1 * exp_avg + (1 - beta1) * combined)
 
-    denominator = (largest / bias_correction(beta2, step, p.dtype)).sqrt() + eps
+    denominator = largest.sqrt() / bias_correction(beta2, step, p.dtype).sqrt() + eps
     change = lr / bias_correction(beta1, step, p.dtype) * exp_avg / denominator
     if decoupled_weight_decay:
         change += lr * weight_decay * p

@@ -32,10 +32,12 @@ MTADAM_FN float load(float x) { return x; }
 MTADAM_FN double load(double x) { return x; }
 MTADAM_FN float load(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 MTADAM_FN float load(Half x) {
-  const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
-  const float scaled = float_of(magnitude) * float_of(0x77800000u);      // 2^112: rebases the exponent, subnormals too
-  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinities and NaN keep a full exponent
-  return float_of(bits_of(scaled) | special | uint32_t(x.bits & 0x8000u) << 16);
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;  // infinities and NaN keep a full exponent
+  const uint32_t normal = ((magnitude << 13) + 0x38000000u) | special;
+  // The mantissa behind 2^-14, less 2^-14: no operand is subnormal, which flush-to-zero would make zero.
+  const uint32_t subnormal = bits_of(float_of((magnitude << 13) + 0x38800000u) - float_of(0x38800000u));
+  return float_of((magnitude < 0x0400u ? subnormal : normal) | uint32_t(x.bits & 0x8000u) << 16);
 }
 
 MTADAM_FN void store(float* to, float x) { *to = x; }
