@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-SOURCES := $(wildcard csrc/* csrc/*/*) setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
 .PHONY: test lint demo bench clean
 

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "update_math.h"
+
 namespace mtadam {
 
 // Storage types; the codes are those of mtadam_fused/table.py.
@@ -27,9 +29,8 @@ struct Group {
   double decoupled_decay;  // applied once to the parameter, as AdamW does
   double direction;        // -1 where the group maximizes, else 1
   double first_nonzero;    // 1 where a running norm starts at its first non-zero value, else 0
-  double amsgrad;          // 1 or 0
 };
-static_assert(sizeof(Group) == 10 * sizeof(double), "groups arrive as a table of ten doubles");
+static_assert(sizeof(Group) == 9 * sizeof(double), "groups arrive as a table of nine doubles");
 
 // One step of all parameters of one device that share an arithmetic type C (double for float64, float for the rest).
 template <class C>
@@ -55,11 +56,11 @@ namespace cpu {
 template <class C>
 void term_norms(const Step<C>& step);
 
-// Stage 2: from `norm` advances `running` and fills `scale`.
+// Stage 2: from `norm` advances `running` and `count` (where a term reaches the row), fills `scale`.
 template <class C>
 void balance(const Step<C>& step);
 
-// Stage 3: advances parameters, moments and step counts.
+// Stage 3: advances parameters and moments.
 template <class C>
 void mtadam_update(const Step<C>& step);
 
@@ -68,4 +69,34 @@ template <class C>
 void mtadam_step(const Step<C>& step);
 
 }  // namespace cpu
+namespace cuda {
+
+// What a step on a device needs besides: copies of the tables there, and scratch. Pointers are to device memory; those
+// of Step to tables are to host memory, its others (count, norm, running, scale) to device memory.
+template <class C>
+struct Device {
+  int index;
+  void* stream;
+  const Row* row;
+  const Group* group;
+  const double* weight;
+  const int64_t* second;
+  const int64_t* maximum;
+  const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
+  C* partial;                  // [chunks, terms]
+  StepFactors<C>* factors;     // [rows]
+  bool wants_combined;
+};
+
+// Elements of a chunk; the last of a row may be shorter.
+constexpr int64_t kChunk = 8192;
+
+enum Stage : unsigned { kTermNorms = 1, kBalance = 2, kMtadamUpdate = 4 };
+
+// Launches the stages asked for (bits of Stage) on the stream: three kernels for up to 4,064 addresses of gradients,
+// and three for as many again. Waits for nothing.
+template <class C>
+void run(const Step<C>& step, const Device<C>& device, unsigned stages);
+
+}  // namespace cuda
 }  // namespace mtadam

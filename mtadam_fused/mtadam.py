@@ -54,7 +54,7 @@ class MTAdam(TermOptimizer):
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
             waiting for the device.
-        backend: "auto" (the best for each device), "cpu" or "reference".
+        backend: "auto" (the best for each device), "cuda", "cpu" or "reference".
 
     Raises:
         ValueError: a hyper-parameter out of its range, or no such backend.

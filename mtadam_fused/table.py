@@ -66,6 +66,7 @@ class Table:
     params: list[Tensor]
     groups: list[int]  # [L] the parameters' groups
     states: list[State]  # [L] empty where no term has reached the parameter
+    amsgrad: list[bool]  # [L]
 
     steps: Tensor = field(init=False)  # [L] float32
     running: Tensor = field(init=False)  # [L, K] running norms, NaN before the first
@@ -99,7 +100,8 @@ class Table:
 
     @cached_property
     def max_exp_avg_sqs(self) -> TermGradients:
-        return self.moments("max_exp_avg_sq")
+        maxima = self.moments("max_exp_avg_sq")  # which stay in the state when AMSGrad is turned off
+        return [[m if on else None for m, on in zip(row, self.amsgrad, strict=True)] for row in maxima]
 
     @cached_property
     def row_table(self) -> array:

@@ -79,6 +79,7 @@ def build_tables(groups: list[dict[str, Any]], state: MutableMapping[Tensor, Sta
             params=[p for _, p, _ in rows],
             groups=[number for _, _, number in rows],
             states=[state.get(p, {}) for _, p, _ in rows],
+            amsgrad=[groups[number]["amsgrad"] for _, _, number in rows],
         )
         for (device, dtype), rows in members.items()
     ]

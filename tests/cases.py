@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
 
+BACKENDS_OF_THE_CPU = ("reference", "cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
 LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
@@ -49,6 +50,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     weights: tuple[float, ...] | None = None
     steps: int = 4
+    device: str = "cpu"
 
     def run(self, backend: str, fault: str | None = None) -> MTAdam:
         """Runs the optimizer beside the formula, and compares them at every step.
@@ -59,12 +61,12 @@ class Case:
         random = np.random.default_rng(self.seed)
         params = self.params(random)
         optimizer = MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
-        models = [Parameter(p.detach().double().numpy().copy()) for p in params]
+        models = [Parameter(p.detach().double().cpu().numpy().copy()) for p in params]
         for k in range(self.terms):  # registers the terms in order, whatever is absent at first
             with optimizer.term(k):
                 pass
         for _ in range(self.steps):
-            before = [p.detach().clone() for p in params]
+            before = [p.detach().cpu() if p.is_cuda else p.detach().clone() for p in params]
             grads = self.grads(random, params)
             for k in range(self.terms):
                 with optimizer.term(k):
@@ -74,14 +76,15 @@ class Case:
             for p, b, x, of_terms in zip(params, before, models, grads, strict=True):
                 x.value = b.double().numpy()  # from the stored value: rounding does not add up
                 weights = dict(enumerate(self.weights)) if self.weights else None
-                arrays = {k: g.double().numpy() for k, g in of_terms.items()}
+                arrays = {k: g.double().cpu().numpy() for k, g in of_terms.items()}
                 step(x, arrays, weights=weights, fault=fault, **self.options)
-                check_params(p, x.value, b)
+                check_params(p.detach().cpu(), x.value, b)
             self.check_scalars(optimizer, models)
         return optimizer
 
     def params(self, random: np.random.Generator) -> list[nn.Parameter]:
-        values = (torch.from_numpy(np.asarray(random.standard_normal(shape))).to(self.dtype) for shape in self.shapes)
+        arrays = (np.asarray(random.standard_normal(shape)) for shape in self.shapes)
+        values = (torch.from_numpy(array).to(self.device, self.dtype) for array in arrays)
         return [nn.Parameter(laid_out(v, layout)) for v, layout in zip(values, self.layouts, strict=True)]
 
     def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
@@ -91,7 +94,8 @@ class Case:
             of_terms: dict[int, Tensor] = {}
             for k in range(self.terms):
                 size = 0.0 if random.random() < self.zero else 10.0 ** (k % 4 - 1)
-                value = torch.from_numpy(np.asarray(random.standard_normal(tuple(p.shape)) * size)).to(self.dtype)
+                array = np.asarray(random.standard_normal(tuple(p.shape)) * size)
+                value = torch.from_numpy(array).to(self.device, self.dtype)
                 if random.random() >= self.absent:
                     of_terms[k] = laid_out(value, layout)
             found.append(of_terms)
@@ -125,7 +129,7 @@ options = st.fixed_dictionaries(
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, device: str = "cpu") -> Case:
     """Any case, small enough to run in milliseconds."""
     shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
     layout = st.lists(st.sampled_from(LAYOUTS), min_size=len(shapes), max_size=len(shapes)).map(tuple)
@@ -142,4 +146,5 @@ def cases(draw: st.DrawFn) -> Case:
         options=draw(options),
         weights=draw(st.none() | st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=terms, max_size=terms).map(tuple)),
         steps=draw(st.integers(1, 4)),
+        device=device,
     )

@@ -54,6 +54,6 @@ def check_values(actual: Tensor, expected: np.ndarray, relative: float, absolute
     Raises:
         TooFar: they differ by more than ``relative`` of the expected value plus ``absolute``.
     """
-    got = actual.detach().double().numpy()
+    got = actual.detach().double().cpu().numpy()
     if got.shape != np.shape(expected) or not np.allclose(got, expected, rtol=relative, atol=absolute, equal_nan=True):
         raise TooFar(f"{got} is not {expected}")

@@ -1,10 +1,9 @@
 """Fixtures of all tests: every test of the optimizer's arithmetic runs once per backend."""
 
 import pytest
+from cases import BACKENDS_OF_THE_CPU
 
-from mtadam_fused.backends import BACKENDS
 
-
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=BACKENDS_OF_THE_CPU)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtadam_fused import MTAdam
-from mtadam_fused.backends import BACKENDS, choose, cpu, statuses
+from mtadam_fused.backends import BACKENDS, choose, native, statuses
 from mtadam_fused.hyperparameters import Hyperparameters
 from mtadam_fused.table import TermGradients, Work
 
@@ -17,7 +17,7 @@ from mtadam_fused.table import TermGradients, Work
 DIGEST = """
 import hashlib, sys, torch
 from mtadam_fused import MTAdam
-from mtadam_fused.backends import cpu
+from mtadam_fused.backends import native
 torch.set_num_threads(int(sys.argv[1]))
 def values(n, seed):  # torch.randn is not the same on every instruction set
     return (torch.arange(n) * 7919 + seed * 104729) % 1009 / 256 - 2
@@ -34,7 +34,7 @@ for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
     for p in params:
         for value in [p.detach(), *optimizer.state[p].values()]:
             digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-print(cpu.native.instruction_set(), cpu.native.threading(), digest.hexdigest())
+print(native.module.instruction_set(), native.module.threading(), digest.hexdigest())
 """
 
 
@@ -63,7 +63,7 @@ def test_stages_one_by_one_are_the_step(backend: str) -> None:
         torch.manual_seed(0)
         p = nn.Parameter(torch.randn(5000))
         optimizer = MTAdam([p], backend=backend)
-        optimizer.backward([p.square().sum(), p.exp().sum()])
+        optimizer.backward([p.square().sum(), (p * p * p).sum()])  # torch.exp may differ from call to call
         optimizer.step()
         grads: TermGradients = [[torch.randn(5000)], [torch.randn(5000)]]
         (table,) = optimizer._tables.current(optimizer.param_groups, optimizer.state, grads)
@@ -95,8 +95,8 @@ def test_an_explicit_request_that_cannot_be_met_raises() -> None:
 
 
 def test_without_the_native_module_auto_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "native", None)
-    monkeypatch.setattr(cpu, "problem", ModuleNotFoundError("No module named 'mtadam_fused._C'"))
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "problem", ModuleNotFoundError("No module named 'mtadam_fused._C'"))
     with pytest.warns(UserWarning, match="slow pure-PyTorch reference on cpu: the native module was not built"):
         optimizer = MTAdam([nn.Parameter(torch.ones(2))])
     assert repr(optimizer).endswith("backend='auto' (cpu: reference)")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from cases import BACKENDS_OF_THE_CPU
 from published import PublishedMTAdam
 from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
-from mtadam_fused.backends import BACKENDS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -84,7 +84,7 @@ def test_a_run_without_its_state_is_seen_to_differ(backend: str) -> None:
     assert not any(torch.equal(p, q) for p, q in zip(whole, again, strict=True))
 
 
-@pytest.mark.parametrize("other", list(BACKENDS))
+@pytest.mark.parametrize("other", BACKENDS_OF_THE_CPU)
 def test_backends_read_each_others_state(other: str, backend: str) -> None:
     whole = params(torch.float64)
     first = MTAdam(whole, backend=backend)

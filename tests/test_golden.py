@@ -5,6 +5,7 @@ import torch
 from closeness import F32_TRACE, F64_ABSOLUTE, TooFar, check_params, check_values
 from formula import FAULTS, Parameter, step
 from published import PublishedMTAdam
+from torch import nn
 from traces import NAMES, Trace
 
 from mtadam_fused import MTAdam
@@ -17,26 +18,31 @@ def run(trace: Trace, optimizer: MTAdam, params: list, t: int) -> None:
     for i in trace.terms:
         with optimizer.term(i):
             for k, p in enumerate(params):
-                p.grad = trace.grad(t, i, k)
+                p.grad = trace.grad(t, i, k).to(p.device)
     optimizer.step()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, backend: str) -> None:
+    compare_with_trace(name, backend, "cpu")
+
+
+def compare_with_trace(name: str, backend: str, device: str) -> None:
+    """Runs a trace, and compares every step of it."""
     trace = Trace.load(name)
-    params = trace.params()
+    params = [nn.Parameter(p.detach().to(device)) for p in trace.params()]
     optimizer = MTAdam(trace.groups(params), **trace.options(), backend=backend)
     order = [k for g in trace.meta["groups"] or [{"idx": range(trace.count)}] for k in g["idx"]]
     single = trace.meta["dtype"] == "float32"
     for t in trace.steps:
-        before = [p.detach().clone() for p in params]
+        before = [p.detach().cpu().clone() for p in params]
         run(trace, optimizer, params, t)
         norms = torch.stack(list(optimizer.term_norms().values()), dim=1)
         for k, p in enumerate(params):
             if single:
                 check_values(p, trace.arrays[f"param/{t}/{k}"], *F32_TRACE)
             else:
-                check_params(p, trace.arrays[f"param/{t}/{k}"], before[k])
+                check_params(p.detach().cpu(), trace.arrays[f"param/{t}/{k}"], before[k])
             check_values(norms[order.index(k)], trace.arrays[f"norm/{t}/{k}"], relative=1e-5 if single else 1e-12)
 
 

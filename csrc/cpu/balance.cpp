@@ -12,6 +12,7 @@ void balance(const Step<C>& step, Rows rows) {
     C* scale = step.scale + r * step.terms;
     balance_row(step.terms, step.norm + r * step.terms, weight, C(group.beta3), group.first_nonzero != 0, running,
                 scale);
+    if (is_reached(step, r)) step.count[r] += 1;
   }
 }
 

@@ -1,6 +1,6 @@
 #include "blocks.h"
 
-#include "float16.h"
+#include "../float16.h"
 
 namespace mtadam::cpu {
 namespace {

@@ -15,14 +15,7 @@ RowStep<C> row_step(const Step<C>& step, int64_t r, C* scale) {
   return {step.terms,    scale,
           C(g.beta1),    C(1.0 - g.beta1),
           C(g.beta2),    C(1.0 - g.beta2),
-          C(g.l2_decay), step_factors<C>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(step.count[r]) + 1)};
-}
-
-template <class C>
-bool is_reached(const Step<C>& step, int64_t r) {
-  for (int64_t k = 0; k < step.terms; ++k)
-    if (step.grad[k * step.rows + r]) return true;
-  return false;
+          C(g.l2_decay), step_factors<C>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(step.count[r]))};
 }
 
 // Blocks of one chunk, last first: the gradients read last by term_norms are the ones still in the cache.
@@ -71,8 +64,6 @@ void mtadam_update(const Step<C>& step, Rows rows) {
       update_chunk(step, chunk, values, grad.data(), second.data(), maximum.data());
     }
   });
-  for (int64_t r = rows.first; r < rows.last; ++r)
-    if (is_reached(step, r)) step.count[r] += 1;
 }
 
 template void mtadam_update(const Step<double>&, Rows);

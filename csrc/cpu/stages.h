@@ -14,6 +14,14 @@ void balance(const Step<C>& step, Rows rows);
 template <class C>
 void mtadam_update(const Step<C>& step, Rows rows);
 
+// Whether any term reaches a row.
+template <class C>
+bool is_reached(const Step<C>& step, int64_t r) {
+  for (int64_t k = 0; k < step.terms; ++k)
+    if (step.grad[k * step.rows + r]) return true;
+  return false;
+}
+
 // Bytes of one element of a storage type.
 constexpr int64_t kStorageBytes[kStorageTypes] = {8, 4, 2, 2};
 

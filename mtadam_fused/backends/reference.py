@@ -34,6 +34,7 @@ class ReferenceBackend:
         )
         table.running.copy_(running)
         table.scales.copy_(scales)
+        table.steps += torch.tensor(work.reached, device=table.device)
 
     def mtadam_update(self, work: Work) -> None:
         table = work.table
@@ -41,14 +42,13 @@ class ReferenceBackend:
             if not work.reached[row]:
                 continue
             group = work.groups[table.groups[row]]
-            state["step"] += 1
             combined = reference.mtadam_update(
                 table.dense[row].detach(),
                 [term[row] for term in work.grads],
                 table.scales[row],
                 state["exp_avg"],
                 [term[row] for term in table.exp_avg_sqs],
-                [term[row] for term in table.max_exp_avg_sqs] if group.amsgrad else [None] * table.terms,
+                [term[row] for term in table.max_exp_avg_sqs],
                 state["step"],
                 lr=group.lr,
                 beta1=group.betas[0],

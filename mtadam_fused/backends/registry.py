@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from ..table import Work
-from . import cpu, reference
+from . import cpu, cuda, reference
 
 
 class Backend(Protocol):
@@ -24,10 +24,10 @@ class Backend(Protocol):
         """Stage 1: fills ``table.norms`` from the gradients."""
 
     def balance(self, work: Work) -> None:
-        """Stage 2: from ``table.norms`` advances ``table.running`` and fills ``table.scales``."""
+        """Stage 2: from ``table.norms`` advances ``table.running`` and ``table.steps``, fills ``table.scales``."""
 
     def mtadam_update(self, work: Work) -> None:
-        """Stage 3: advances parameters, moments and step counts, and fills ``work.combined``."""
+        """Stage 3: advances parameters and moments, and fills ``work.combined``."""
 
     def mtadam_step(self, work: Work) -> None:
         """The three stages."""
@@ -41,12 +41,21 @@ class Status:
     reason: str
 
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType({"reference": reference.ReferenceBackend(), "cpu": cpu.CpuBackend()})
+BACKENDS: Mapping[str, Backend] = MappingProxyType(
+    {"reference": reference.ReferenceBackend(), "cpu": cpu.CpuBackend(), "cuda": cuda.CudaBackend()}
+)
+
+# The backend of kernels for each type of device; the reference serves all.
+_KERNELS = {"cpu": "cpu", "cuda": "cuda"}
 
 
 def statuses() -> dict[str, Status]:
     """Every backend's status, best first for the devices that it serves."""
-    return {"cpu": Status(*cpu.status()), "reference": Status(True, "pure PyTorch, any device")}
+    return {
+        "cuda": Status(*cuda.status()),
+        "cpu": Status(*cpu.status()),
+        "reference": Status(True, "pure PyTorch, any device"),
+    }
 
 
 def choose(requested: str, device: torch.device) -> Backend:
@@ -63,12 +72,17 @@ def choose(requested: str, device: torch.device) -> Backend:
         raise ValueError(f"backend is {requested!r}; it must be one of auto, {', '.join(BACKENDS)}")
     if requested == "reference":
         return BACKENDS[requested]
-    status = statuses()["cpu"]
-    if device.type == "cpu" and status.usable:
-        return BACKENDS["cpu"]
-    problem = status.reason if device.type == "cpu" else f"it has no kernels for parameters on {device}"
-    if requested == "cpu":
-        raise RuntimeError(f"backend 'cpu' cannot be used: {problem}; use backend='auto' or backend='reference'")
+    name = _KERNELS.get(device.type)
+    if name is None or requested not in ("auto", name):
+        problem = f"it has no kernels for parameters on {device}"
+    elif statuses()[name].usable:
+        return BACKENDS[name]
+    else:
+        problem = statuses()[name].reason
+    if requested != "auto":
+        raise RuntimeError(
+            f"backend {requested!r} cannot be used: {problem}; use backend='auto' or backend='reference'"
+        )
     warnings.warn(
         f"mtadam_fused runs its slow pure-PyTorch reference on {device}: {problem}. See `python -m mtadam_fused`; "
         "backend='reference' asks for it without this warning.",

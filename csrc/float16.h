@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../update_math.h"
+#include "update_math.h"
 
 namespace mtadam {
 

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Proves the CUDA kernels on this machine's GPU: builds the package, runs the GPU tests, and compute-sanitizer on a small
+# case. Leaves its logs in the folder given. Needs torch, pybind11, setuptools, pytest and hypothesis installed.
+set -uo pipefail
+out=$(mkdir -p "${1:?usage: bench/gpu_check.sh FOLDER}" && cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+
+failed=0
+run() {  # run NAME COMMAND...: its output goes to NAME.log, its verdict to the table
+  local name=$1 start=$SECONDS
+  shift
+  if "$@" >"$out/$name.log" 2>&1; then verdict=passed; else verdict=FAILED failed=1; fi
+  printf '%-12s %-7s %4d s   %s\n' "$name" "$verdict" $((SECONDS - start)) "$(tail -n 1 "$out/$name.log" | cut -c1-90)" \
+    | tee -a "$out/table.txt"
+}
+
+small_case() {
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q -m gpu tests/test_cuda.py -k "layouts" || return 1
+  done
+}
+
+: >"$out/table.txt"
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt" 2>&1
+run build python3 -m pip install --no-deps --no-build-isolation --editable .
+run report python3 -m mtadam_fused
+run tests python3 -m pytest -q -m gpu
+run sanitizer small_case
+cat "$out/gpu.txt" "$out/table.txt"
+exit $failed

@@ -1,0 +1,127 @@
+"""The CUDA kernels' real source, compiled for the CPU behind tests/native/cuda_on_cpu.h, through the whole optimizer.
+
+What this cannot show is that the kernels run on a GPU, and how fast: that is for machines that have one.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pybind11
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, Case, cases
+from closeness import TooFar
+from formula import FAULTS
+from hypothesis import HealthCheck, given, settings
+from test_golden import test_golden_trace as check_golden_trace
+from test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
+from traces import NAMES
+
+from mtadam_fused.backends import CudaBackend, native
+
+ROOT = Path(__file__).parent.parent
+SHIM = ROOT / "tests" / "native" / "cuda_on_cpu.h"
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", '-DMTADAM_CUDA="the CPU"']
+EXAMPLES = 40
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile the kernels with")
+
+
+def compile_one(source: Path, target: Path) -> Path:
+    flags = [
+        *FLAGS,
+        f"-I{pybind11.get_include()}",
+        f"-I{sysconfig.get_path('include')}",
+        "-DMTADAM_COMPILER=__VERSION__",
+    ]
+    flags += ["-DMTADAM_ISA=baseline"] if source.name == "blocks.cpp" else []
+    flags += ["-x", "c++", "-include", str(SHIM)] if source.suffix == ".cu" else []
+    done = subprocess.run(["g++", *flags, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The native module with its CUDA kernels made for the CPU."""
+    folder = tmp_path_factory.mktemp("emulated")
+    sources = [ROOT / "csrc/bindings.cpp", *(ROOT / "csrc/cpu").glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cu")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = pool.map(lambda source: compile_one(source, folder / f"{source.name}.o"), sources)
+    library = folder / "_C.so"
+    subprocess.run(["g++", "-shared", "-o", library, *objects, "-ldl", "-lpthread"], check=True)
+    spec = importlib.util.spec_from_file_location("_C", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cuda(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes every optimizer run on the emulated kernels; gives a backend's name to hand on."""
+    backend = CudaBackend(stream=lambda _: 0)
+    monkeypatch.setattr(native, "module", emulated)
+    monkeypatch.setattr("mtadam_fused.mtadam.choose", lambda *_: backend)
+    return "reference"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_trace(name: str, cuda: str) -> None:
+    check_golden_trace(name, cuda)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(case=cases())
+def test_any_case(case: Case, cuda: str) -> None:
+    case.run(cuda)
+
+
+ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, cuda: str) -> None:
+    shapes = ((3,), (5, 7), (2, 3, 4, 5))
+    Case(torch.float64, shapes, (layout,) * 3, (layout,) * 3, terms=2, seed=0).run(cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_chunks(dtype: torch.dtype, cuda: str) -> None:
+    Case(dtype, ((3 * 8192 + 5,),), terms=3, steps=2, **ONE).run(cuda)
+
+
+def test_more_addresses_than_one_launch_takes(cuda: str) -> None:
+    shapes = ((1,), (3,), (7,)) * 100
+    contiguous = ("contiguous",) * len(shapes)
+    Case(torch.float32, shapes, contiguous, contiguous, terms=16, seed=2, absent=0.3, steps=2).run(cuda)
+
+
+def test_it_is_the_cuda_kernels_that_run(cuda: str) -> None:
+    optimizer = Case(torch.float32, ((5,),), terms=2, **ONE).run(cuda)
+    assert repr(optimizer).endswith("(cpu: cuda)")
+
+
+def test_wide_gradients(cuda: str) -> None:
+    check_wide_gradients(cuda)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_rejected(fault: str, cuda: str) -> None:
+    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
+    case = Case(torch.float32, ((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case.run(cuda)
+    with pytest.raises(TooFar):
+        case.run(cuda, fault=fault)
