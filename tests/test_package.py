@@ -46,6 +46,9 @@ def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProces
 
 
 STEP = """
+import sys
+# An editable install's finder would lend the wheel the modules that it lacks.
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 import torch, mtadam_fused
 p = torch.nn.Parameter(torch.ones(3))
 optimizer = mtadam_fused.MTAdam([p], lr=0.5)
