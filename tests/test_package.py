@@ -53,7 +53,7 @@ import torch, mtadam_fused
 p = torch.nn.Parameter(torch.ones(3))
 optimizer = mtadam_fused.MTAdam([p], lr=0.5)
 optimizer.backward([p.sum()]); optimizer.step()
-print(mtadam_fused.__file__, p.tolist(), repr(optimizer).splitlines()[-1])
+print(mtadam_fused.__file__, [round(x, 6) for x in p.tolist()], repr(optimizer).splitlines()[-1])
 """
 
 
