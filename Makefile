@@ -35,6 +35,8 @@ $(INSTALLED): $(BIN)/pip $(SOURCES)
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
-# On Debian and Ubuntu the standard library's venv needs a package of its own.
+# On Debian and Ubuntu the standard library's venv and Python's headers are packages of their own.
 $(BIN)/pip:
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "no virtual environment: run 'apt-get install python3-venv' and make again"; exit 1; }
+	@$(PYTHON) -c "import ensurepip, os, sysconfig; os.stat(sysconfig.get_path('include') + '/Python.h')" && command -v g++ \
+	  || { echo "Something is missing: run 'apt-get install g++ python3-venv python3-dev' and make again."; exit 1; }
+	$(PYTHON) -m venv $(VENV)

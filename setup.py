@@ -71,7 +71,7 @@ class BuildNative(build_ext):
             self.link(ext, self.compile(ext, bool(cuda)) + cuda, bool(cuda))
         except (CCompilerError, ExecError, PlatformError) as error:
             say(f"the native module is LEFT OUT, because the C++ compiler failed: {error}")
-            say("the package will run in pure PyTorch. Install g++ and reinstall to get the kernels.")
+            say("the package will run in pure PyTorch. Install g++ and Python's headers (python3-dev), and reinstall.")
 
     def compile_cuda(self) -> list[str]:
         """The objects of csrc/cuda, none where they cannot be built."""

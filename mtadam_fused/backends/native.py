@@ -26,7 +26,7 @@ except ImportError as error:
 def why_missing() -> str:
     """Why there is no native module, in words."""
     if isinstance(problem, ModuleNotFoundError):
-        return "the native module was not built: install a C++ compiler (g++), then reinstall mtadam_fused"
+        return "the native module was not built: install a C++ compiler (g++) and Python's headers (python3-dev), then reinstall"
     return f"the native module does not load: {problem}"
 
 
