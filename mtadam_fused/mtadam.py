@@ -133,7 +133,7 @@ class MTAdam(TermOptimizer):
             with torch.enable_grad():
                 result = closure()
         if not self._pending:
-            self._require_clear_grads()
+            self._refuse_grads_of_no_term()
             return result
         grads = self._pending.of(len(self.terms), len(self._params()))
         groups = [Hyperparameters.of(group) for group in self.param_groups]

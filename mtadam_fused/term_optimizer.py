@@ -82,7 +82,7 @@ class TermOptimizer(Optimizer):
         """
         named = named_losses(losses, self.terms)
         terms = self._with_terms(named, so_far=False)
-        self._require_clear_grads()
+        self._clear_grads()
         known = self.terms
         try:
             for number, (term, loss) in enumerate(named.items(), start=1):
@@ -110,16 +110,17 @@ class TermOptimizer(Optimizer):
         """
         name = self._name_of(term)
         terms = self._with_terms([name], so_far=True)
-        self._require_clear_grads()
+        self._clear_grads()
         self._open_term = name
         try:
             yield
             self._pending.add(terms.index(name), take_gradients(self._params(), name))
             self._set_terms(terms)
+        except BaseException:
+            super().zero_grad(set_to_none=True)
+            raise
         finally:
             self._open_term = None
-            for p in self._params():
-                p.grad = None
 
     def _name_of(self, term: Term) -> Term:
         """The name behind what :meth:`term` was given."""
@@ -147,18 +148,23 @@ class TermOptimizer(Optimizer):
             weights_of(group["term_weights"], terms, so_far=so_far)
         return terms
 
-    def _require_clear_grads(self) -> None:
-        """Drops what the last step left in ``p.grad``; raises RuntimeError if it may not be used for a term now."""
+    def _clear_grads(self) -> None:
+        """Makes ``p.grad`` None for a term to come: drops what the last step left there, refuses anything else."""
         if self._open_term is not None:
             raise RuntimeError(
                 f"term {self._open_term!r} is being taken; leave its `with optimizer.term(...)` block first"
             )
+        self._refuse_grads_of_no_term()
         for p, left in self._combined:
             if p.grad is left:
                 p.grad = None
         self._combined = []
+
+    def _refuse_grads_of_no_term(self) -> None:
+        """Raises RuntimeError if there is anything in ``p.grad`` but what the last step left."""
+        left = {id(grad) for _, grad in self._combined}
         for i, p in enumerate(self._params()):
-            if p.grad is not None:
+            if p.grad is not None and id(p.grad) not in left:
                 raise RuntimeError(
                     f"parameter {i} has a gradient in .grad that belongs to no term; call zero_grad() first, or make "
                     "that gradient inside `with optimizer.term(name):`"

@@ -26,7 +26,8 @@ except ImportError as error:
 def why_missing() -> str:
     """Why there is no native module, in words."""
     if isinstance(problem, ModuleNotFoundError):
-        return "the native module was not built: install a C++ compiler (g++) and Python's headers (python3-dev), then reinstall"
+        missing = "a C++ compiler (g++) and Python's headers (python3-dev)"
+        return f"the native module was not built: install {missing}, then reinstall mtadam_fused"
     return f"the native module does not load: {problem}"
 
 
