@@ -3,21 +3,15 @@
 What this cannot show is that the kernels run on a GPU, and how fast: that is for machines that have one.
 """
 
-import importlib.util
-import os
 import shutil
-import subprocess
-import sysconfig
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pybind11
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, Case, cases
 from closeness import TooFar
+from emulation import build, load
 from formula import FAULTS
 from hypothesis import HealthCheck, given, settings
 from test_golden import test_golden_trace as check_golden_trace
@@ -26,43 +20,14 @@ from traces import NAMES
 
 from mtadam_fused.backends import CudaBackend, native
 
-ROOT = Path(__file__).parent.parent
-SHIM = ROOT / "tests" / "native" / "cuda_on_cpu.h"
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", '-DMTADAM_CUDA="the CPU"']
 EXAMPLES = 40
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile the kernels with")
 
 
-def compile_one(source: Path, target: Path) -> Path:
-    flags = [
-        *FLAGS,
-        f"-I{pybind11.get_include()}",
-        f"-I{sysconfig.get_path('include')}",
-        "-DMTADAM_COMPILER=__VERSION__",
-    ]
-    flags += ["-DMTADAM_ISA=baseline"] if source.name == "blocks.cpp" else []
-    flags += ["-x", "c++", "-include", str(SHIM)] if source.suffix == ".cu" else []
-    done = subprocess.run(["g++", *flags, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return target
-
-
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The native module with its CUDA kernels made for the CPU."""
-    folder = tmp_path_factory.mktemp("emulated")
-    sources = [ROOT / "csrc/bindings.cpp", *(ROOT / "csrc/cpu").glob("*.cpp"), *(ROOT / "csrc/cuda").glob("*.cu")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = pool.map(lambda source: compile_one(source, folder / f"{source.name}.o"), sources)
-    library = folder / "_C.so"
-    subprocess.run(["g++", "-shared", "-o", library, *objects, "-ldl", "-lpthread"], check=True)
-    spec = importlib.util.spec_from_file_location("_C", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(build(tmp_path_factory.mktemp("emulated")))
 
 
 @pytest.fixture

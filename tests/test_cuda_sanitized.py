@@ -1,0 +1,92 @@
+"""The CUDA kernels' real source on the CPU under AddressSanitizer, UBSan and ThreadSanitizer."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulation import ROOT, build
+
+ADDRESS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREAD = ("-O1", "-g1", "-fsanitize=thread")
+
+# A few steps of awkward sizes on the kernels of the library that is named.
+STEPS = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+import mtadam_fused.mtadam
+from cases import Case
+from emulation import load
+from mtadam_fused.backends import CudaBackend, native
+native.module = load(sys.argv[1])
+backend = CudaBackend(stream=lambda _: 0)
+mtadam_fused.mtadam.choose = lambda *_: backend
+for dtype in (torch.float32, torch.float16):
+    shapes, layouts = ((0,), (1,), (3,), (4096,), (20001,)), ("contiguous",) * 5
+    options = {"amsgrad": True, "weight_decay": 0.1}
+    grad_layouts = (*layouts[1:], "offset")
+    Case(dtype, shapes, layouts, grad_layouts, terms=3, seed=0, absent=0.2, options=options, steps=2).run("reference")
+print("no report")
+"""
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("g++") or platform.machine() != "x86_64", reason="needs g++ and an x86-64 machine"
+)
+
+
+def runtime(name: str) -> str:
+    """The path of a sanitizer's library, which has to be in the process from the start."""
+    path = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(path).is_absolute():
+        pytest.skip(f"lib{name} is not installed")
+    return path
+
+
+def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:
+    preload = " ".join(runtime(name) for name in runtimes)
+    environment = os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-c", STEPS, str(library), str(ROOT / "tests")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("ThreadSanitizer does not run with this kernel's address randomisation")
+    return done
+
+
+def broken(folder: Path, file: str, correct: str, fault: str) -> Path:
+    """A copy of the sources with one fault in it."""
+    csrc = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    text = (csrc / file).read_text()
+    assert correct in text
+    (csrc / file).write_text(text.replace(correct, fault))
+    return csrc
+
+
+def test_addresses_and_undefined_behaviour(tmp_path: Path) -> None:
+    done = run(build(tmp_path, sanitize=ADDRESS), "asan", "ubsan")
+    assert (done.returncode, done.stdout) == (0, "no report\n"), done.stderr
+
+
+def test_races(tmp_path: Path) -> None:
+    done = run(build(tmp_path, sanitize=THREAD), "tsan")
+    assert (done.returncode, done.stdout) == (0, "no report\n"), done.stderr
+
+
+def test_an_index_out_of_bounds_is_caught(tmp_path: Path) -> None:
+    csrc = broken(tmp_path, "cuda/term_norms.cu", "threadIdx.x < chunk.end", "threadIdx.x <= chunk.end")
+    done = run(build(tmp_path, csrc, ADDRESS), "asan", "ubsan")
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert "squares" in done.stderr
+
+
+def test_a_missing_barrier_is_caught(tmp_path: Path) -> None:
+    csrc = broken(tmp_path, "cuda/reduce.cuh", "  __syncthreads();  // before the next", "  // before the next")
+    done = run(build(tmp_path, csrc, THREAD), "tsan")
+    assert "ThreadSanitizer: data race" in done.stderr
+    assert "reduce.cuh" in done.stderr
