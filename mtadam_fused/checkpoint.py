@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .reference import arithmetic_type
-from .table import State, dense_like
+from .table import State
 
 _MOMENT = re.compile(r"(max_exp_avg_sq|exp_avg_sq|exp_avg)(\d*)")
 
@@ -52,7 +52,7 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, position: int) -> None:
 
 
 def restore(saved: Mapping[str, Any], param: Tensor, terms: int) -> State:
-    """The state of ``param`` out of what was saved, in tensors of its own.
+    """The state of ``param`` out of what was saved, in tensors of its own; the next table gives them its layout.
 
     The published optimizer keeps one first moment per term, of which only the sum is used; counts steps from 1, not
     from 0; and does not save its running norms, which start anew.
@@ -72,4 +72,4 @@ def restore(saved: Mapping[str, Any], param: Tensor, terms: int) -> State:
             state["exp_avg"] = state.get("exp_avg", 0) + value.to(param.device, dtype)
         else:
             state[name] = value.to(param.device, dtype, copy=True)
-    return {name: v if name in ("step", "norms") else dense_like(param, v, dtype) for name, v in state.items()}
+    return state

@@ -125,6 +125,11 @@ class Table:
         return array("q", [STORAGE_TYPES[p.dtype] for p in self.params])
 
     @cached_property
+    def is_narrow(self) -> bool:
+        """Whether any parameter is of a type narrower than the arithmetic: then gradients can be of either."""
+        return any(p.dtype != self.dtype for p in self.params)
+
+    @cached_property
     def no_addresses(self) -> array:
         return array("q", bytes(8 * len(self.params)))
 

@@ -3,12 +3,6 @@
 namespace mtadam::cuda {
 namespace {
 
-// NaN without a library call, which host and device spell differently.
-template <class C>
-__device__ inline C not_a_number() {
-  return C(__uint_as_float(0x7fc00000u));
-}
-
 // Stage 2, a block per row: norms from the chunks' sums, running norms, scales, and what the step multiplies by.
 template <class C>
 __global__ void __launch_bounds__(kThreads) balance_kernel(const __grid_constant__ Slice<C> slice) {
@@ -20,7 +14,7 @@ __global__ void __launch_bounds__(kThreads) balance_kernel(const __grid_constant
       for (int64_t c = slice.chunk_start[r] + threadIdx.x; c < slice.chunk_start[r + 1]; c += kThreads)
         sum += double(slice.partial[c * terms + k]);
     sum = block_sum(sum);
-    if (threadIdx.x == 0) slice.norm[r * terms + k] = slice.grad(k, r) ? C(std::sqrt(sum)) : not_a_number<C>();
+    if (threadIdx.x == 0) slice.norm[r * terms + k] = slice.grad(k, r) ? C(std::sqrt(sum)) : C(float_of(0x7fc00000u));
   }
   if (threadIdx.x != 0) return;
   const int64_t number = slice.row[r].group;

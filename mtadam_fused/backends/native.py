@@ -75,7 +75,7 @@ def group_table(groups: Sequence[Hyperparameters], device: torch.device) -> arra
 def grad_types(work: Work) -> array:
     """The storage type of each row's gradients. Where the terms of a row differ, all are made float32."""
     table = work.table
-    if table.dtype == torch.float64 or all(p.dtype == torch.float32 for p in table.params):
+    if not table.is_narrow:
         return table.param_types
     types = array("q", table.param_types)
     for row in range(len(types)):

@@ -41,12 +41,10 @@ class Status:
     reason: str
 
 
+# By name; a backend of kernels has the name of the type of device that it serves, the reference serves all.
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {"reference": reference.ReferenceBackend(), "cpu": cpu.CpuBackend(), "cuda": cuda.CudaBackend()}
 )
-
-# The backend of kernels for each type of device; the reference serves all.
-_KERNELS = {"cpu": "cpu", "cuda": "cuda"}
 
 
 def statuses() -> dict[str, Status]:
@@ -72,13 +70,13 @@ def choose(requested: str, device: torch.device) -> Backend:
         raise ValueError(f"backend is {requested!r}; it must be one of auto, {', '.join(BACKENDS)}")
     if requested == "reference":
         return BACKENDS[requested]
-    name = _KERNELS.get(device.type)
-    if name is None or requested not in ("auto", name):
+    status = statuses().get(device.type)
+    if status is None or requested not in ("auto", device.type):
         problem = f"it has no kernels for parameters on {device}"
-    elif statuses()[name].usable:
-        return BACKENDS[name]
+    elif status.usable:
+        return BACKENDS[device.type]
     else:
-        problem = statuses()[name].reason
+        problem = status.reason
     if requested != "auto":
         raise RuntimeError(
             f"backend {requested!r} cannot be used: {problem}; use backend='auto' or backend='reference'"
