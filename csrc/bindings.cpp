@@ -29,26 +29,28 @@ T* pointer(int64_t address) {
 
 // A step as Python hands it over: `Step` of csrc/launch.h before its arithmetic type is known.
 struct PackedStep {
-  int64_t rows, terms, groups;
+  int64_t rows, terms, moments, groups;
   py::buffer row, group, weight, grad, grad_type, second, maximum, combined;
-  int64_t count, norm, running, scale;
+  int64_t count, norm, running, scale, gram;
 
   template <class C>
   mtadam::Step<C> unpack() const {
     return {rows,
             terms,
+            moments,
             table<mtadam::Row>(row, rows, "row"),
             table<mtadam::Group>(group, groups, "group"),
             table<double>(weight, groups * terms, "weight"),
             table<int64_t>(grad, terms * rows, "grad"),
             table<int64_t>(grad_type, rows, "grad_type"),
-            table<int64_t>(second, terms * rows, "second"),
-            table<int64_t>(maximum, terms * rows, "maximum"),
+            table<int64_t>(second, moments * rows, "second"),
+            table<int64_t>(maximum, moments * rows, "maximum"),
             table<int64_t>(combined, rows, "combined"),
             pointer<float>(count),
             pointer<C>(norm),
             pointer<C>(running),
-            pointer<C>(scale)};
+            pointer<C>(scale),
+            pointer<double>(gram)};
   }
 };
 
@@ -123,17 +125,21 @@ PYBIND11_MODULE(_C, module) {
   using namespace mtadam;
   module.doc() = "Native kernels of mtadam_fused. The tables they take are described in csrc/launch.h.";
   py::class_<PackedStep>(module, "Step", "A step's tables; see csrc/launch.h.", py::module_local())
-      .def(py::init<int64_t, int64_t, int64_t, py::buffer, py::buffer, py::buffer, py::buffer, py::buffer, py::buffer,
-                    py::buffer, py::buffer, int64_t, int64_t, int64_t, int64_t>(),
-           py::arg("rows"), py::arg("terms"), py::arg("groups"), py::arg("row"), py::arg("group"), py::arg("weight"),
-           py::arg("grad"), py::arg("grad_type"), py::arg("second"), py::arg("maximum"), py::arg("combined"),
-           py::arg("count"), py::arg("norm"), py::arg("running"), py::arg("scale"));
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, py::buffer, py::buffer, py::buffer, py::buffer, py::buffer,
+                    py::buffer, py::buffer, py::buffer, int64_t, int64_t, int64_t, int64_t, int64_t>(),
+           py::arg("rows"), py::arg("terms"), py::arg("moments"), py::arg("groups"), py::arg("row"), py::arg("group"),
+           py::arg("weight"), py::arg("grad"), py::arg("grad_type"), py::arg("second"), py::arg("maximum"),
+           py::arg("combined"), py::arg("count"), py::arg("norm"), py::arg("running"), py::arg("scale"),
+           py::arg("gram"));
   define_cpu(module, "term_norms", cpu::term_norms<double>, cpu::term_norms<float>, "Stage 1: fills norm.");
   define_cpu(module, "balance", cpu::balance<double>, cpu::balance<float>,
              "Stage 2: advances running and count, fills scale.");
   define_cpu(module, "mtadam_update", cpu::mtadam_update<double>, cpu::mtadam_update<float>,
              "Stage 3: advances parameters and moments.");
   define_cpu(module, "mtadam_step", cpu::mtadam_step<double>, cpu::mtadam_step<float>, "The three stages in one call.");
+  define_cpu(module, "term_gram", cpu::term_gram<double>, cpu::term_gram<float>, "Fills gram.");
+  define_cpu(module, "combined_adam", cpu::combined_adam<double>, cpu::combined_adam<float>,
+             "Advances count, parameters and moments by the gradients times scale.");
   module.def("instruction_set", cpu::instruction_set, "The instruction set that the CPU kernels run on.");
   module.def("threading", cpu::threading, "Whose threads run the CPU kernels: torch, openmp or serial.");
   module.attr("compiler") = MTADAM_COMPILER;

@@ -2,7 +2,7 @@
 //
 // Addresses and sizes arrive as tables of 64-bit integers, so the module needs nothing of torch. A *row* is one
 // parameter; a *pair* is one (term, row). Tables over pairs are term-major, [terms, rows]; scalars over pairs are
-// row-major, [rows, terms].
+// row-major, [rows, terms]. MTAdam has a second moment per term, CombinedAdam one for all: *moments* is that number.
 #pragma once
 
 #include <cstdint>
@@ -35,19 +35,20 @@ static_assert(sizeof(Group) == 9 * sizeof(double), "groups arrive as a table of 
 // One step of all parameters of one device that share an arithmetic type C (double for float64, float for the rest).
 template <class C>
 struct Step {
-  int64_t rows, terms;
+  int64_t rows, terms, moments;
   const Row* row;            // [rows]
   const Group* group;        // [groups]
   const double* weight;      // [groups, terms], the user's term weights
   const int64_t* grad;       // [terms, rows] addresses, 0 where absent
   const int64_t* grad_type;  // [rows] StorageType
-  const int64_t* second;     // [terms, rows] addresses of the second moments, 0 where the pair was never reached
-  const int64_t* maximum;    // [terms, rows] addresses of their maxima, 0 where there are none
-  const int64_t* combined;   // [rows] addresses for sum_k h_k, 0 where not wanted
+  const int64_t* second;     // [moments, rows] addresses of the second moments, 0 where the pair was never reached
+  const int64_t* maximum;    // [moments, rows] addresses of their maxima, 0 where there are none
+  const int64_t* combined;   // [rows] addresses for the combined gradients, 0 where not wanted
   float* count;              // [rows] steps taken
   C* norm;                   // [rows, terms] norms of this step's gradients, NaN where absent
   C* running;                // [rows, terms] running norms, NaN before the first
-  C* scale;                  // [rows, terms]
+  C* scale;                  // [rows, terms] what the gradients are multiplied by
+  double* gram;              // [rows, terms, terms] dot products of the gradients, 0 where either is absent; or null
 };
 
 namespace cpu {
@@ -67,6 +68,14 @@ void mtadam_update(const Step<C>& step);
 // The three stages, a few rows at a time, so that stage 3 finds the gradients that stage 1 read in the cache.
 template <class C>
 void mtadam_step(const Step<C>& step);
+
+// Fills `gram`.
+template <class C>
+void term_gram(const Step<C>& step);
+
+// Adam's step on the sum of the gradients times `scale`: advances `count`, parameters and moments.
+template <class C>
+void combined_adam(const Step<C>& step);
 
 }  // namespace cpu
 namespace cuda {

@@ -1,5 +1,6 @@
-// The formulas of MTAdam for one element and one (layer, term) pair, for host and device. Nothing else in C++ or CUDA
-// states them; `mtadam_fused/reference.py` states them once more in Python, and the tests hold the two together.
+// The formulas of MTAdam and CombinedAdam for one element and one (layer, term) pair, for host and device. Nothing else
+// in C++ or CUDA states them; `mtadam_fused/reference.py` states them once more in Python, and the tests hold the two
+// together.
 //
 // Source: Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss Terms", arXiv 2006.14683,
 // algorithm 1, with the K first moments of the paper summed into one (they share beta1 and the step).
@@ -68,13 +69,19 @@ MTADAM_FN C balanced_gradient(C grad, C scale, C param, C weight_decay) {
   return scale * grad + weight_decay * param;
 }
 
+// The sum of weighted gradients so far, with one term's more.
+template <class C>
+MTADAM_FN C add_weighted(C sum, C grad, C weight) {
+  return sum + weight * grad;
+}
+
 // m: one for all terms. `combined` is the sum of h_k over the terms.
 template <class C>
 MTADAM_FN C first_moment(C exp_avg, C combined, C beta1, C one_minus_beta1) {
   return beta1 * exp_avg + one_minus_beta1 * combined;
 }
 
-// v_k: one per term.
+// v_k: one per term; in CombinedAdam one for all, with h the combined gradient.
 template <class C>
 MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
   return beta2 * exp_avg_sq + one_minus_beta2 * h * h;

@@ -1,7 +1,9 @@
-"""MTAdam: the optimizer for networks with several loss terms, fused into native kernels."""
+"""Optimizers for networks with several loss terms, fused into native kernels."""
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import rules
+from .combined_adam import CombinedAdam
 from .mtadam import MTAdam
 
 try:
@@ -9,4 +11,4 @@ try:
 except PackageNotFoundError:  # imported from a checkout that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["MTAdam", "__version__"]
+__all__ = ["CombinedAdam", "MTAdam", "__version__", "rules"]

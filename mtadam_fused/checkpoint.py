@@ -37,9 +37,9 @@ def count_terms(saved: Mapping[Any, Mapping[str, Any]]) -> int:
     return 1 + max((term for state in saved.values() for _, term in moments(state).values()), default=-1)
 
 
-def check_saved(saved: Mapping[str, Any], param: Tensor, position: int) -> None:
-    """Raises ValueError unless ``saved`` can be the state of ``param``."""
-    for name in moments(saved):
+def check_saved(saved: Mapping[str, Any], param: Tensor, position: int, per_term: bool) -> None:
+    """Raises ValueError unless ``saved`` can be the state of ``param``, with second moments ``per_term`` or not."""
+    for name, (kind, term) in moments(saved).items():
         value = saved[name]
         if not isinstance(value, Tensor) or value.shape != param.shape:
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
@@ -47,11 +47,16 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, position: int) -> None:
                 f"the saved {name} of parameter {position} is {shape}, the parameter has shape {tuple(param.shape)}; "
                 "load the state of the same model"
             )
+        if kind != "exp_avg" and (term >= 0) != per_term:
+            raise ValueError(
+                f"the saved state of parameter {position} has {name}, of an optimizer with a second moment "
+                f"{'for all terms' if per_term else 'per term'}; load the state of the same optimizer"
+            )
     if saved and "step" not in saved:
-        raise ValueError(f"the saved state of parameter {position} has no 'step' ({list(saved)}); it is not MTAdam's")
+        raise ValueError(f"the saved state of parameter {position} has no 'step' ({list(saved)}); it is not Adam's")
 
 
-def restore(saved: Mapping[str, Any], param: Tensor, terms: int) -> State:
+def restore(saved: Mapping[str, Any], param: Tensor, terms: int, per_term: bool) -> State:
     """The state of ``param`` out of what was saved, in tensors of its own; the next table gives them its layout.
 
     The published optimizer keeps one first moment per term, of which only the sum is used; counts steps from 1, not
@@ -62,10 +67,11 @@ def restore(saved: Mapping[str, Any], param: Tensor, terms: int) -> State:
     dtype = arithmetic_type(param.dtype)
     published = "exp_avg0" in saved
     step = torch.as_tensor(saved["step"], dtype=torch.float32).to(param.device, copy=True)
-    norms = torch.full((terms,), math.nan, dtype=dtype, device=param.device)
-    if "norms" in saved:
-        norms[: len(saved["norms"])] = saved["norms"]
-    state: State = {"step": step - 1 if published else step, "norms": norms}
+    state: State = {"step": step - 1 if published else step}
+    if per_term:
+        norms = state["norms"] = torch.full((terms,), math.nan, dtype=dtype, device=param.device)
+        if "norms" in saved:
+            norms[: len(saved["norms"])] = saved["norms"]
     for name, (kind, _) in moments(saved).items():
         value = saved[name]
         if kind == "exp_avg" and published:

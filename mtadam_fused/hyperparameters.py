@@ -2,56 +2,103 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 Term = Hashable
 TermWeights = Mapping[Any, float] | Sequence[float] | None
 
+Checked = TypeVar("Checked", bound="Hyperparameters")
+
 NORM_INITS = ("first_step", "first_nonzero")
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One parameter group's hyper-parameters, checked. Fields are those of :class:`mtadam_fused.MTAdam`."""
+    """One parameter group's hyper-parameters, checked: those of :class:`mtadam_fused.CombinedAdam`."""
+
+    BETAS: ClassVar[tuple[str, ...]] = ("the first moment", "the second moment")  # what each decays
 
     lr: float | Tensor
-    betas: tuple[float, float, float]
+    betas: tuple[float, ...]
     eps: float
     weight_decay: float
     amsgrad: bool
     maximize: bool
     decoupled_weight_decay: bool
-    norm_init: str
-    term_weights: TermWeights
 
     @classmethod
-    def of(cls, group: Mapping[str, Any]) -> "Hyperparameters":
+    def of(cls: type[Checked], group: Mapping[str, Any]) -> Checked:
         """Reads and checks a parameter group.
 
         Raises:
             ValueError: a value is out of its range; the message names it, and what to use instead.
         """
-        check_lr(group["lr"])
-        betas = check_betas(group["betas"])
-        check_not_negative("eps", group["eps"])
-        check_not_negative("weight_decay", group["weight_decay"])
-        if group["norm_init"] not in NORM_INITS:
-            raise ValueError(f"norm_init is {group['norm_init']!r}; it must be one of {', '.join(NORM_INITS)}")
-        check_term_weights(group["term_weights"])
-        return cls(**{name: group[name] for name in cls.__dataclass_fields__} | {"betas": betas})
+        checked = cls(**{name: group[name] for name in cls.names()})
+        checked.check()
+        return checked
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the hyper-parameters."""
+        return [field.name for field in fields(cls)]
+
+    def check(self) -> None:
+        """Raises ValueError for a value out of its range."""
+        check_lr(self.lr)
+        check_betas(self.betas, self.BETAS)
+        check_not_negative("eps", self.eps)
+        check_not_negative("weight_decay", self.weight_decay)
+
+    @property
+    def norm_rule(self) -> tuple[float, bool]:
+        """Decay of the running norms, and whether they start at their first non-zero value; for MTAdam only."""
+        return 0.0, False
+
+    def weights(self, terms: Sequence[Term], *, so_far: bool = False) -> list[float]:
+        """The user's weight of each of ``terms``; arguments and errors as of :func:`weights_of`."""
+        return weights_of(None, terms, so_far=so_far)
 
 
-def weights_of(given: TermWeights, terms: Sequence[Term], *, so_far: bool = False) -> list[float]:
+@dataclass(frozen=True)
+class BalancedHyperparameters(Hyperparameters):
+    """One parameter group's hyper-parameters, checked: those of :class:`mtadam_fused.MTAdam`."""
+
+    BETAS: ClassVar[tuple[str, ...]] = ("the first moment", "the second moments", "the norms")
+
+    norm_init: str
+    term_weights: TermWeights
+
+    def check(self) -> None:
+        """Raises ValueError for a value out of its range."""
+        super().check()
+        if self.norm_init not in NORM_INITS:
+            raise ValueError(f"norm_init is {self.norm_init!r}; it must be one of {', '.join(NORM_INITS)}")
+        check_term_weights(self.term_weights)
+
+    @property
+    def norm_rule(self) -> tuple[float, bool]:
+        """Decay of the running norms, and whether they start at their first non-zero value."""
+        return self.betas[2], self.norm_init == "first_nonzero"
+
+    def weights(self, terms: Sequence[Term], *, so_far: bool = False) -> list[float]:
+        """The user's weight of each of ``terms``; arguments and errors as of :func:`weights_of`."""
+        return weights_of(self.term_weights, terms, so_far=so_far)
+
+
+def weights_of(
+    given: TermWeights, terms: Sequence[Term], *, so_far: bool = False, name: str = "term_weights"
+) -> list[float]:
     """The weight of each of ``terms``, in their order.
 
     Args:
         given: a group's ``term_weights``.
         terms: names of the terms.
         so_far: more terms may follow, so a sequence of weights may be longer than ``terms``.
+        name: of the argument that gave the weights, for errors.
 
     Raises:
         ValueError: a sequence of weights of another length, or a mapping that lacks a term.
@@ -62,12 +109,12 @@ def weights_of(given: TermWeights, terms: Sequence[Term], *, so_far: bool = Fals
         for term in terms:
             if term not in given:
                 raise ValueError(
-                    f"unknown term {term!r}: term_weights names {list(given)}; give it a weight there (1.0 is neutral)"
+                    f"unknown term {term!r}: {name} names {list(given)}; give it a weight there (1.0 is neutral)"
                 )
         return [float(given[term]) for term in terms]
     if len(given) != len(terms) and not (so_far and len(given) > len(terms)):
         raise ValueError(
-            f"term_weights has {len(given)} weights for {len(terms)} terms {list(terms)}; give one weight per term, "
+            f"{name} has {len(given)} weights for {len(terms)} terms {list(terms)}; give one weight per term, "
             "or a mapping from names to weights if terms come and go"
         )
     return [float(weight) for weight in given[: len(terms)]]
@@ -94,23 +141,20 @@ def check_lr(lr: Any) -> None:
         check_not_negative("lr", lr.item())
 
 
-def check_betas(betas: Any) -> tuple[float, float, float]:
-    """Raises ValueError unless ``betas`` are three numbers in [0, 1)."""
-    if isinstance(betas, Sequence) and len(betas) == 3 and all(is_number(b) and 0.0 <= b < 1.0 for b in betas):
-        return float(betas[0]), float(betas[1]), float(betas[2])
-    raise ValueError(
-        f"betas is {betas!r}; it must be three numbers in [0, 1), for the first moment, the second moments, the norms"
-    )
+def check_betas(betas: Any, of: Sequence[str]) -> None:
+    """Raises ValueError unless ``betas`` are numbers in [0, 1), one for each name in ``of``."""
+    if not (
+        isinstance(betas, Sequence) and len(betas) == len(of) and all(is_number(b) and 0.0 <= b < 1.0 for b in betas)
+    ):
+        raise ValueError(f"betas is {betas!r}; it must be {len(of)} numbers in [0, 1), for {', '.join(of)}")
 
 
-def check_term_weights(weights: Any) -> None:
+def check_term_weights(weights: Any, name: str = "term_weights") -> None:
     """Raises ValueError unless ``weights`` are None, or a mapping or sequence of finite numbers."""
     if weights is None:
         return
     if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):
-        raise ValueError(
-            f"term_weights is {weights!r}; it must be a mapping from term to number, or a sequence of numbers"
-        )
+        raise ValueError(f"{name} is {weights!r}; it must be a mapping from term to number, or a sequence of numbers")
     for key, weight in weights.items() if isinstance(weights, Mapping) else enumerate(weights):
         if not is_number(weight) or not math.isfinite(weight):
-            raise ValueError(f"term_weights[{key!r}] is {weight!r}; it must be a finite number")
+            raise ValueError(f"{name}[{key!r}] is {weight!r}; it must be a finite number")

@@ -1,24 +1,19 @@
 """The MTAdam optimizer."""
 
 import math
-from collections.abc import Callable, Mapping
-from itertools import compress
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .backends import Backend, choose
-from .checkpoint import Saved, check_saved, count_terms, restore
-from .hyperparameters import Hyperparameters, Term, TermWeights, weights_of
-from .table import Table, TermGradients, Work
-from .tables import Tables
+from .fused_optimizer import FusedOptimizer
+from .hyperparameters import BalancedHyperparameters, Hyperparameters, Term, TermWeights, weights_of
+from .table import Work
 from .term_gradients import PendingGradients
-from .term_gradients import check_finite as check_gradients_finite
-from .term_optimizer import TermOptimizer
 
 
-class MTAdam(TermOptimizer):
+class MTAdam(FusedOptimizer):
     """Adam for several loss terms, balanced layer by layer (Malkiel and Wolf, arXiv 2006.14683).
 
     Each step takes the gradient of every term apart, brings the terms' running gradient norms in each layer to that of
@@ -62,6 +57,9 @@ class MTAdam(TermOptimizer):
         RuntimeError: the backend asked for cannot serve the parameters here.
     """
 
+    hyperparameters: ClassVar[type[Hyperparameters]] = BalancedHyperparameters
+    per_term = True
+
     def __init__(
         self,
         params: Any,
@@ -79,9 +77,6 @@ class MTAdam(TermOptimizer):
         check_finite: bool = False,
         backend: str = "auto",
     ) -> None:
-        self.keep_combined_grad = keep_combined_grad
-        self.check_finite = check_finite
-        self.backend = backend
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -93,79 +88,17 @@ class MTAdam(TermOptimizer):
             "term_weights": term_weights,
             "norm_init": norm_init,
         }
-        Hyperparameters.of(defaults)
-        super().__init__(params, defaults)
-        self._reset()
+        super().__init__(
+            params, defaults, keep_combined_grad=keep_combined_grad, check_finite=check_finite, backend=backend
+        )
 
-    def _reset(self) -> None:
-        """Forgets the waiting gradients and all that is derived from groups and state."""
-        super()._reset()
-        self._tables = Tables()
-        self._backends: dict[torch.device, Backend] = {}
-        self._choose_backends()
+    def _check_terms(self, terms: Sequence[Term], *, so_far: bool) -> None:
+        for group in self.param_groups:
+            weights_of(group["term_weights"], terms, so_far=so_far)
 
-    def _choose_backends(self) -> None:
-        """One backend for each device, once: what "auto" found stays, so that no step runs on another than the last."""
-        devices = {p.device for p in self._params()} - self._backends.keys()
-        self._backends |= {device: choose(self.backend, device) for device in devices}
-
-    # -- the step ------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one step with the gradients that :meth:`backward` and :meth:`term` have taken, and drops them.
-
-        Changes the parameters that a term has reached, and their state, in place. Without any gradient it does nothing.
-
-        Args:
-            closure: called first, with gradients on, to compute the losses and call :meth:`backward`.
-
-        Returns:
-            What ``closure`` returned.
-
-        Raises:
-            ValueError: a hyper-parameter out of its range, or too few terms for the weights. Nothing has changed.
-            RuntimeError: gradients in ``p.grad`` but of no term; with ``check_finite``, a gradient that is not finite.
-                Nothing has changed.
-        """
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
-        if not self._pending:
-            self._refuse_grads_of_no_term()
-            return result
-        grads = self._pending.of(len(self.terms), len(self._params()))
-        groups = [Hyperparameters.of(group) for group in self.param_groups]
-        weights = [weights_of(group.term_weights, self.terms) for group in groups]
-        if self.check_finite:
-            check_gradients_finite(grads, self.terms)
-        self._choose_backends()
-        self._pending.clear()
-        self._combined = []
-        for table in self._tables.current(self.param_groups, self.state, grads):
-            self._step_table(table, grads, groups, weights)
-        return result
-
-    def _step_table(
-        self, table: Table, grads: TermGradients, groups: list[Hyperparameters], weights: list[list[float]]
-    ) -> None:
-        work = Work(table, [[term[i] for i in table.rows] for term in grads], groups, weights)
-        staged = [row for row in table.staged if work.reached[row]]
-        if self.keep_combined_grad:
-            work.combined = [torch.empty_like(d) if r else None for d, r in zip(table.dense, work.reached, strict=True)]
-        for row in staged:
-            table.dense[row].copy_(table.params[row])
-        self._backends[table.device].mtadam_step(work)
-        for row in staged:
-            table.params[row].copy_(table.dense[row])
-        # The kernels write behind autograd's back.
-        torch.autograd.graph.increment_version(list(compress(table.params, work.reached)))
-        if work.combined is not None:
-            for param, combined in zip(table.params, work.combined, strict=True):
-                if combined is not None:
-                    param.grad = combined
-                    self._combined.append((param, combined))
+    def _update(self, works: Sequence[Work]) -> None:
+        for work in works:
+            self._backends[work.table.device].mtadam_step(work)
 
     # -- telemetry -----------------------------------------------------------------------------------------------------
 
@@ -194,47 +127,3 @@ class MTAdam(TermOptimizer):
             [getattr(t, name).masked_fill(t.running.isnan(), math.nan).to(tables[0].device) for t in tables]
         )
         return dict(zip(self.terms, values[rows.to(values.device)].unbind(dim=1), strict=False))
-
-    def __repr__(self) -> str:
-        served = ", ".join(f"{device}: {backend.name}" for device, backend in self._backends.items())
-        return f"{super().__repr__()}\nbackend={self.backend!r} ({served})"
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what ``state_dict()`` gave, of this optimizer on any backend or of the published MTAdam.
-
-        The tensors are copied, to the devices of the parameters. Gradients that wait for a step are dropped.
-
-        Raises:
-            ValueError: state of another model, or hyper-parameters out of their range; nothing has changed.
-        """
-        params = self._params()
-        saved_groups = state_dict["param_groups"]
-        for group in saved_groups:
-            Hyperparameters.of({**self.defaults, **group})
-        positions = [i for group in saved_groups for i in group["params"]]
-        if len(positions) == len(params):  # else torch refuses
-            for param, i in zip(params, positions, strict=True):
-                check_saved(state_dict["state"].get(i, {}), param, i)
-        wrapped = {i: Saved(state) for i, state in state_dict["state"].items()}
-        super().load_state_dict({**state_dict, "state": wrapped})
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying keep: all but the gradients that wait for a step."""
-        return super().__getstate__() | {
-            name: getattr(self, name) for name in ("keep_combined_grad", "check_finite", "backend")
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Takes loaded, unpickled or copied state; see :meth:`load_state_dict`."""
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for name in Hyperparameters.__dataclass_fields__:  # newer than the checkpoint
-                group.setdefault(name, self.defaults[name])
-        saved = {p: value.state for p, value in self.state.items() if isinstance(value, Saved)}
-        names = self.param_groups[0].get("terms")
-        self._set_terms(range(count_terms(saved)) if names is None else names)
-        for p, value in saved.items():
-            self.state[p] = restore(value, p, len(self.terms))
-        self._reset()

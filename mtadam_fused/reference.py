@@ -1,8 +1,9 @@
-"""MTAdam in plain PyTorch: the definition that every backend is held to.
+"""MTAdam and CombinedAdam in plain PyTorch: the definition that every backend is held to.
 
-Three stages, for L parameters (layers) and K loss terms, as in algorithm 1 of Malkiel and Wolf, "MTAdam: Automatic
-Balancing of Multiple Training Loss Terms" (arXiv 2006.14683). The K first moments of the paper share beta1 and the
-step, and only their sum is used, so one is kept.
+MTAdam has three stages, for L parameters (layers) and K loss terms, as in algorithm 1 of Malkiel and Wolf, "MTAdam:
+Automatic Balancing of Multiple Training Loss Terms" (arXiv 2006.14683). The K first moments of the paper share beta1
+and the step, and only their sum is used, so one is kept. CombinedAdam has :func:`term_gram`, then a rule of
+``mtadam_fused.rules`` in the place of stage 2, then :func:`combined_adam`.
 
 The arithmetic is float64 for float64 parameters and float32 for all others; nothing waits for a device.
 """
@@ -106,8 +107,7 @@ def mtadam_update(
     """
     p = param.to(exp_avg.dtype)
     l2_decay = 0.0 if decoupled_weight_decay else weight_decay
-    combined = torch.zeros_like(p)
-    largest = torch.zeros_like(p)
+    combined, largest = torch.zeros_like(p), torch.zeros_like(p)
     for grad, scale, exp_avg_sq, maximum in zip(grads, scales, exp_avg_sqs, max_exp_avg_sqs, strict=True):
         if exp_avg_sq is None:
             continue
@@ -117,14 +117,97 @@ def mtadam_update(
             exp_avg_sq.copy_(beta2 * exp_avg_sq + (1 - beta2) * h * h)
         bound = exp_avg_sq if maximum is None else maximum.copy_(torch.maximum(maximum, exp_avg_sq))
         largest = torch.maximum(largest, bound)
-    exp_avg.copy_(beta1 * exp_avg + (1 - beta1) * combined)
+    decay = weight_decay if decoupled_weight_decay else 0.0
+    advance(param, combined, exp_avg, largest, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, decoupled_decay=decay)
+    return combined
 
+
+def term_gram(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor:
+    """Dot products of the terms' gradients.
+
+    Args:
+        grads: ``[L][K]`` gradients, None where a term is absent.
+        like: a tensor whose dtype the products are made in; they are summed in float64.
+
+    Returns:
+        ``[L, K, K]`` float64 on the device of ``like``, 0 where either term is absent.
+    """
+    gram = torch.zeros(len(grads), len(grads[0]), len(grads[0]), dtype=torch.float64, device=like.device)
+    for row, of_row in zip(gram, grads, strict=True):
+        for k, grad in enumerate(of_row):
+            for j, other in enumerate(of_row[: k + 1]):
+                if grad is not None and other is not None:
+                    row[k, j] = (grad.to(like.dtype) * other.to(like.dtype)).sum(dtype=torch.float64)
+                    row[j, k] = row[k, j]
+    return gram
+
+
+def combined_adam(
+    param: Tensor,
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor] | Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    decoupled_weight_decay: bool,
+) -> Tensor:
+    """Adam's step, for one parameter, on the weighted sum of the terms' gradients.
+
+    Changes ``param``, ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq`` in place.
+
+    Args:
+        param: any shape.
+        grads: ``[K]``, of the shape of ``param``; None where a term is absent.
+        weights: ``[K]`` scalars.
+        exp_avg, exp_avg_sq: the moments, in the arithmetic type.
+        max_exp_avg_sq: the largest second moment so far where AMSGrad is on, else None.
+        step, lr, weight_decay: as of :func:`mtadam_update`.
+
+    Returns:
+        The weighted sum of the gradients, in the arithmetic type; without weight decay.
+    """
+    p = param.to(exp_avg.dtype)
+    combined = torch.zeros_like(p)
+    for grad, weight in zip(grads, weights, strict=True):
+        if grad is not None:
+            combined += weight * grad.to(p.dtype)
+    decay, l2_decay = (weight_decay, 0.0) if decoupled_weight_decay else (0.0, weight_decay)
+    gradient = (-combined if maximize else combined) + l2_decay * p
+    exp_avg_sq.copy_(beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient)
+    largest = exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq.copy_(torch.maximum(max_exp_avg_sq, exp_avg_sq))
+    advance(param, gradient, exp_avg, largest, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, decoupled_decay=decay)
+    return combined
+
+
+def advance(
+    param: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    largest: Tensor,
+    step: Tensor,
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled_decay: float,
+) -> None:
+    """The end of a step: advances ``exp_avg`` by ``gradient``, and ``param`` by it over the root of ``largest``."""
+    p = param.to(exp_avg.dtype)
+    exp_avg.copy_(beta1 * exp_avg + (1 - beta1) * gradient)
     denominator = largest.sqrt() / bias_correction(beta2, step, p.dtype).sqrt() + eps
     change = lr / bias_correction(beta1, step, p.dtype) * exp_avg / denominator
-    if decoupled_weight_decay:
-        change += lr * weight_decay * p
+    if decoupled_decay:
+        change += lr * decoupled_decay * p
     param.copy_(p - change)
-    return combined
 
 
 def bias_correction(beta: float, step: Tensor, dtype: torch.dtype) -> Tensor:

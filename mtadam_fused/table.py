@@ -6,7 +6,7 @@ counts and running norms) packed so that one kernel reads them all, and the addr
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.fl
 
 State = dict[str, Any]
 TermGradients = list[list[Tensor | None]]  # [K][parameters]
+Moments = list[list[Tensor | None]]  # [K or 1][L], None where there is none
 
 
 def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -32,7 +33,12 @@ def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(value)
 
 
-def grow_state(state: State, param: Tensor, reached: Sequence[int], amsgrad: bool) -> None:
+def second_moments(terms: Iterable[int], per_term: bool) -> list[str]:
+    """Names of the second moments that ``terms`` have in a state: one each, or one for all."""
+    return [f"exp_avg_sq{k}" for k in terms] if per_term else ["exp_avg_sq"]
+
+
+def grow_state(state: State, param: Tensor, reached: Sequence[int], amsgrad: bool, per_term: bool) -> None:
     """Gives ``param`` the state it lacks for the terms ``reached``; what is there stays, in the layout of ``param``."""
     dtype = arithmetic_type(param.dtype)
 
@@ -40,12 +46,11 @@ def grow_state(state: State, param: Tensor, reached: Sequence[int], amsgrad: boo
         return torch.zeros_like(param, dtype=dtype, requires_grad=False)
 
     state.setdefault("step", torch.zeros((), dtype=torch.float32, device=param.device))
-    state.setdefault("norms", torch.empty(0, dtype=dtype, device=param.device))
-    if "exp_avg" not in state:
-        state["exp_avg"] = zeros()
-    for k in reached:
-        if f"exp_avg_sq{k}" not in state:
-            state[f"exp_avg_sq{k}"] = zeros()
+    if per_term:
+        state.setdefault("norms", torch.empty(0, dtype=dtype, device=param.device))
+    for name in ("exp_avg", *second_moments(reached, per_term)):
+        if name not in state:
+            state[name] = zeros()
     for name, value in state.items():
         if name not in ("step", "norms"):
             state[name] = dense_like(param, value, dtype)
@@ -62,6 +67,7 @@ class Table:
     device: torch.device
     dtype: torch.dtype  # of the arithmetic
     terms: int
+    per_term: bool  # whether each term has running norms and a second moment of its own
     rows: list[int]  # [L] the parameters' positions in the optimizer
     params: list[Tensor]
     groups: list[int]  # [L] the parameters' groups
@@ -71,7 +77,7 @@ class Table:
     steps: Tensor = field(init=False)  # [L] float32
     running: Tensor = field(init=False)  # [L, K] running norms, NaN before the first
     norms: Tensor = field(init=False)  # [L, K] of the last step, NaN where absent
-    scales: Tensor = field(init=False)  # [L, K] of the last step
+    scales: Tensor = field(init=False)  # [L, K] what the last step multiplied the gradients by
     dense: list[Tensor] = field(init=False)  # [L] the parameters, or dense buffers for those with gaps
     staged: list[int] = field(init=False)  # rows of the parameters with gaps
 
@@ -85,22 +91,28 @@ class Table:
         for row, state in enumerate(self.states):
             if state:
                 self.steps[row] = state["step"]
+                state["step"] = self.steps[row]
+            if "norms" in state:
                 self.running[row, : len(state["norms"])] = state["norms"]
-                state["step"], state["norms"] = self.steps[row], self.running[row]
+                state["norms"] = self.running[row]
         self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.params]
         self.staged = [row for row, p in enumerate(self.params) if p.data_ptr() != self.dense[row].data_ptr()]
 
-    def moments(self, name: str) -> TermGradients:
-        """``[K][L]`` tensors of the state entries ``name`` followed by the term's number, None where there are none."""
-        return [[state.get(f"{name}{k}") for state in self.states] for k in range(self.terms)]
+    @cached_property
+    def gram(self) -> Tensor:
+        """[L, K, K] float64: dot products of the last step's gradients, 0 where either is absent."""
+        return torch.zeros((len(self.params), self.terms, self.terms), dtype=torch.float64, device=self.device)
 
     @cached_property
-    def exp_avg_sqs(self) -> TermGradients:
-        return self.moments("exp_avg_sq")
+    def exp_avg_sqs(self) -> Moments:
+        names = second_moments(range(self.terms), self.per_term)
+        return [[state.get(name) for state in self.states] for name in names]
 
     @cached_property
-    def max_exp_avg_sqs(self) -> TermGradients:
-        maxima = self.moments("max_exp_avg_sq")  # which stay in the state when AMSGrad is turned off
+    def max_exp_avg_sqs(self) -> Moments:
+        names = second_moments(range(self.terms), self.per_term)
+        maxima = [[state.get(f"max_{name}") for state in self.states] for name in names]
+        # They stay in the state when AMSGrad is turned off.
         return [[m if on else None for m, on in zip(row, self.amsgrad, strict=True)] for row in maxima]
 
     @cached_property
@@ -158,9 +170,9 @@ class Work:
 
     table: Table
     grads: TermGradients  # [K][L], in the layouts of table.dense, None where absent
-    groups: list[Hyperparameters]
-    weights: list[list[float]]  # [groups][K]
-    combined: list[Tensor | None] | None = None  # [L] where sums of balanced gradients go, of the parameters' types
+    groups: Sequence[Hyperparameters]
+    weights: list[list[float]]  # [groups][K] the user's
+    combined: list[Tensor | None] | None = None  # [L] where the combined gradients go, of the parameters' types
 
     @cached_property
     def reached(self) -> list[bool]:
@@ -171,3 +183,8 @@ class Work:
             if all(reached):
                 break
         return reached
+
+    @property
+    def staged(self) -> list[int]:
+        """The rows of the parameters with gaps that any term reaches."""
+        return [row for row in self.table.staged if self.reached[row]]

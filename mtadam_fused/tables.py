@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from .reference import arithmetic_type
-from .table import State, Table, TermGradients, grow_state
+from .table import State, Table, TermGradients, grow_state, second_moments
 
 
 class Tables:
-    """The tables of one optimizer, rebuilt when something that they were built from has changed."""
+    """The tables of one optimizer, rebuilt when something that they were built from has changed.
 
-    def __init__(self) -> None:
+    Args:
+        per_term: whether each term has running norms and a second moment of its own.
+    """
+
+    def __init__(self, per_term: bool) -> None:
+        self._per_term = per_term
         self._tables: list[Table] = []
         self._signature: object = None
         self._held: list[Tensor] = []  # keeps the tensors behind the signature's ids alive, so that no id is used twice
@@ -36,11 +41,12 @@ class Tables:
             for i, p in enumerate(params):
                 reached = [k for k, row in enumerate(grads) if row[i] is not None]
                 if reached or p in state:
-                    grow_state(state[p], p, reached, amsgrad[i])
-            self._tables = build_tables(groups, state, len(grads))
+                    grow_state(state[p], p, reached, amsgrad[i], self._per_term)
+            self._tables = build_tables(groups, state, len(grads), self._per_term)
             self._signature = signature(groups, params, state, len(grads))
             self._held = [value for of_param in state.values() for value in of_param.values()]
-            self._reached = [[f"exp_avg_sq{k}" in state.get(p, ()) for p in params] for k in range(len(grads))]
+            names = [second_moments([k], self._per_term)[0] for k in range(len(grads))]
+            self._reached = [[name in state.get(p, ()) for p in params] for name in names]
         self._present = present
         return self._tables
 
@@ -62,7 +68,9 @@ def signature(
     )
 
 
-def build_tables(groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int) -> list[Table]:
+def build_tables(
+    groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int, per_term: bool
+) -> list[Table]:
     """One table per device and arithmetic type of the parameters of ``groups``."""
     members: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor, int]]] = {}
     position = 0
@@ -75,6 +83,7 @@ def build_tables(groups: list[dict[str, Any]], state: MutableMapping[Tensor, Sta
             device=device,
             dtype=dtype,
             terms=terms,
+            per_term=per_term,
             rows=[position for position, _, _ in rows],
             params=[p for _, p, _ in rows],
             groups=[number for _, _, number in rows],

@@ -15,10 +15,14 @@ Losses = Mapping[Any, Tensor] | Sequence[Tensor]
 
 
 class PendingGradients:
-    """Gradients captured since the last step: for each term, one entry per parameter of the optimizer."""
+    """Gradients captured since the last step: for each term, one entry per parameter of the optimizer.
+
+    ``losses`` has the values of the terms' losses, as far as they were told; like gradients they add up.
+    """
 
     def __init__(self) -> None:
         self._by_term: dict[int, list[Tensor | None]] = {}
+        self.losses: dict[int, Tensor] = {}
 
     def __bool__(self) -> bool:
         return any(grad is not None for row in self._by_term.values() for grad in row)
@@ -26,9 +30,13 @@ class PendingGradients:
     def clear(self) -> None:
         """Drops all gradients."""
         self._by_term.clear()
+        self.losses.clear()
 
-    def add(self, term: int, grads: list[Tensor | None]) -> None:
+    def add(self, term: int, grads: list[Tensor | None], loss: Tensor | None = None) -> None:
         """Makes ``grads`` (one entry per parameter) the term's, or adds them to what the term has already."""
+        if loss is not None:
+            value = loss.detach().reshape(())
+            self.losses[term] = self.losses[term] + value if term in self.losses else value
         held = self._by_term.get(term)
         if held is None:
             self._by_term[term] = grads
@@ -143,15 +151,20 @@ def named_losses(losses: Losses, terms: Sequence[Term]) -> dict[Term, Tensor]:
 
 def check_loss(term: Term, loss: Any) -> None:
     """Raises TypeError or ValueError for a loss that cannot be differentiated, or is seen not to be finite."""
+    if isinstance(loss, Tensor) and not loss.requires_grad and loss.is_floating_point() and loss.numel() == 1:
+        raise ValueError(
+            f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on"
+        )
+    check_value(term, loss)
+
+
+def check_value(term: Term, loss: Any) -> None:
+    """Raises TypeError or ValueError for a loss that is no real scalar, or is seen not to be finite."""
     if not isinstance(loss, Tensor):
-        raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor with a graph (no .item())")
+        raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor (no .item())")
     if loss.numel() != 1:
         raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}; it must be a scalar: take its mean or its sum")
     if not loss.is_floating_point():
         raise ValueError(f"loss {term!r} is {loss.dtype}; it must be real and of a floating-point type")
-    if not loss.requires_grad:
-        raise ValueError(
-            f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on"
-        )
     if loss.device.type == "cpu" and not math.isfinite(loss.item()):
         raise ValueError(f"loss {term!r} is {loss.item()}; it must be finite: leave it out of this step, or lower lr")

@@ -3,23 +3,25 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .hyperparameters import Hyperparameters, Term, weights_of
+from .hyperparameters import Hyperparameters, Term
 from .table import STORAGE_TYPES
-from .term_gradients import Losses, PendingGradients, named_losses, take_gradients
+from .term_gradients import Losses, PendingGradients, check_value, named_losses, take_gradients
 
 
 class TermOptimizer(Optimizer):
-    """Base of the optimizers that take the gradient of each loss term apart. Subclasses write ``step``.
+    """Base of the optimizers that take the gradient of each loss term apart.
 
     The names of the terms stand, in the order in which they were first seen, in every parameter group under
     ``"terms"``, so that checkpoints hold them.
     """
+
+    hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
@@ -53,7 +55,7 @@ class TermOptimizer(Optimizer):
             TypeError: parameters that are not real, dense and floating-point.
         """
         if isinstance(param_group, Mapping):
-            Hyperparameters.of({**self.defaults, **param_group})
+            self.hyperparameters.of({**self.defaults, **param_group})
             params = param_group.get("params", ())
             param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
             for i, param in enumerate(param_group["params"]):
@@ -87,7 +89,7 @@ class TermOptimizer(Optimizer):
         try:
             for number, (term, loss) in enumerate(named.items(), start=1):
                 torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
-                self._pending.add(terms.index(term), take_gradients(self._params(), term))
+                self._pending.add(terms.index(term), take_gradients(self._params(), term), loss)
         except BaseException:
             self.zero_grad()
             self._set_terms(known)
@@ -95,7 +97,7 @@ class TermOptimizer(Optimizer):
         self._set_terms(terms)
 
     @contextmanager
-    def term(self, term: Term) -> Iterator[None]:
+    def term(self, term: Term, loss: Tensor | None = None) -> Iterator[None]:
         """Takes the gradients that the body leaves in ``p.grad`` as those of one term, whatever engine made them.
 
         At exit they are moved out of ``p.grad``, without a copy, to wait for :meth:`step`. Entering the same term again
@@ -103,18 +105,22 @@ class TermOptimizer(Optimizer):
 
         Args:
             term: the term's name; or its position, for terms given by position or to name a known term.
+            loss: the value that the gradients are of, a scalar, for rules that look at the losses (see
+                :class:`mtadam_fused.CombinedAdam`).
 
         Raises:
-            ValueError: a position that is neither a known term nor the next new one.
+            ValueError: a position that is neither a known term nor the next new one; a ``loss`` that is no scalar.
             RuntimeError: inside another term, gradients in ``p.grad`` at entry, or a gradient that no step can use.
         """
         name = self._name_of(term)
+        if loss is not None:
+            check_value(name, loss)
         terms = self._with_terms([name], so_far=True)
         self._clear_grads()
         self._open_term = name
         try:
             yield
-            self._pending.add(terms.index(name), take_gradients(self._params(), name))
+            self._pending.add(terms.index(name), take_gradients(self._params(), name), loss)
             self._set_terms(terms)
         except BaseException:
             super().zero_grad(set_to_none=True)
@@ -137,16 +143,22 @@ class TermOptimizer(Optimizer):
         )
 
     def _with_terms(self, names: Iterable[Term], *, so_far: bool) -> list[Term]:
-        """The terms with the new ones among ``names`` appended; checks that every group has weights for them."""
+        """The terms with the new ones among ``names`` appended; checks that the optimizer can take them."""
         terms = list(dict.fromkeys(chain(self.terms, names)))
         for term in terms[len(self.terms) :]:
             if not isinstance(term, (str, int)):
                 raise TypeError(
                     f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions"
                 )
-        for group in self.param_groups:
-            weights_of(group["term_weights"], terms, so_far=so_far)
+        self._check_terms(terms, so_far=so_far)
         return terms
+
+    def _check_terms(self, terms: Sequence[Term], *, so_far: bool) -> None:
+        """Raises ValueError for terms that the optimizer has no weights for.
+
+        Args:
+            so_far: more terms may follow.
+        """
 
     def _clear_grads(self) -> None:
         """Makes ``p.grad`` None for a term to come: drops what the last step left there, refuses anything else."""

@@ -35,7 +35,7 @@ def cuda(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
     """Makes every optimizer run on the emulated kernels; gives a backend's name to hand on."""
     backend = CudaBackend(stream=lambda _: 0)
     monkeypatch.setattr(native, "module", emulated)
-    monkeypatch.setattr("mtadam_fused.mtadam.choose", lambda *_: backend)
+    monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: backend)
     return "reference"
 
 

@@ -12,32 +12,35 @@ MTADAM_FN void prefetch(const T* from, int64_t n) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + byte);
 }
 
-// How far ahead sum_of_squares asks, in bytes; 1,024 to 8,192 measured alike, without it it is a tenth slower.
+// How far ahead dot asks, in bytes; 1,024 to 8,192 measured alike, without it it is a tenth slower.
 constexpr int64_t kAhead = 4096;
 
 template <class C, class G>
-C sum_of_squares(const void* address, int64_t n) {
+MTADAM_FN C dot(const G* one, const G* other, int64_t n) {
   // Independent lanes, summed pairwise at the end: enough of them to hide the latency of an addition, and the result
   // depends neither on the instruction set nor on the address.
   constexpr int kLanes = 128 / sizeof(C);
-  const G* grad = static_cast<const G*>(address);
   C lane[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    prefetch(grad + i + kAhead / sizeof(G), kLanes);
+    prefetch(one + i + kAhead / sizeof(G), kLanes);
 #pragma GCC ivdep
-    for (int j = 0; j < kLanes; ++j) {
-      const C g = load(grad[i + j]);
-      lane[j] += g * g;
-    }
+    for (int j = 0; j < kLanes; ++j) lane[j] += C(load(one[i + j])) * C(load(other[i + j]));
   }
-  for (int j = 0; i + j < n; ++j) {
-    const C g = load(grad[i + j]);
-    lane[j] += g * g;
-  }
+  for (int j = 0; i + j < n; ++j) lane[j] += C(load(one[i + j])) * C(load(other[i + j]));
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
   return lane[0];
+}
+
+template <class C, class G>
+C sum_of_squares(const void* grad, int64_t n) {
+  return dot<C>(static_cast<const G*>(grad), static_cast<const G*>(grad), n);
+}
+
+template <class C, class G>
+C sum_of_products(const void* one, const void* other, int64_t n) {
+  return dot<C>(static_cast<const G*>(one), static_cast<const G*>(other), n);
 }
 
 // Loops over raw addresses that never overlap: the pragma spares the compiler its run-time checks.
@@ -75,13 +78,27 @@ MTADAM_FN void prefetch_term(const BlockPointers<C>& at, int64_t k, int64_t n, i
   if (at.grad[term]) prefetch(static_cast<const G*>(at.grad[term]) - offset, n);
 }
 
-template <class C, class P, class G>
-void update(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row) {
+// What both updates end with: first moment, parameter, and the combined gradient where it is wanted.
+template <class C, class P>
+MTADAM_FN void advance(const BlockPointers<C>& at, const C* value, const C* gradient, const C* combined,
+                       const C* largest, int64_t n, const RowStep<C>& row) {
   P* param = static_cast<P*>(at.param);
   C* exp_avg = at.exp_avg;
+  const C beta1 = row.beta1, one_minus_beta1 = row.one_minus_beta1;
+  const StepFactors<C> factors = row.factors;
+  MTADAM_LOOP(i, n) {
+    exp_avg[i] = first_moment(exp_avg[i], gradient[i], beta1, one_minus_beta1);
+    store(&param[i], updated_param(value[i], exp_avg[i], largest[i], factors));
+  }
+  if (P* out = static_cast<P*>(at.combined)) MTADAM_LOOP(i, n) store(&out[i], combined[i]);
+}
+
+template <class C, class P, class G>
+void mtadam_update(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row) {
+  const P* param = static_cast<const P*>(at.param);
   alignas(64) C value[kBlock], combined[kBlock], largest[kBlock];
   prefetch(param - kBlock, n);
-  prefetch(exp_avg - kBlock, n);
+  prefetch(at.exp_avg - kBlock, n);
   MTADAM_LOOP(i, n) {
     value[i] = load(param[i]);
     combined[i] = largest[i] = C(0);
@@ -91,7 +108,7 @@ void update(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row) {
     if (!second) continue;
     prefetch_term<G>(at, k + kTermsAhead, n, row.terms);
     if (const G* grad = static_cast<const G*>(at.grad[k]))
-      add_term(grad, row.scale[k], value, second, combined, largest, n, row);
+      add_term(grad, row.direction * row.scale[k], value, second, combined, largest, n, row);
     else
       raise(largest, second, n);  // an absent term keeps its moments, and still bounds the step
     if (C* maximum = at.maximum[k]) {
@@ -99,14 +116,44 @@ void update(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row) {
       raise(largest, maximum, n);
     }
   }
-  const C beta1 = row.beta1, one_minus_beta1 = row.one_minus_beta1;
-  const StepFactors<C> factors = row.factors;
-  MTADAM_LOOP(i, n) {
-    exp_avg[i] = first_moment(exp_avg[i], combined[i], beta1, one_minus_beta1);
-    store(&param[i], updated_param(value[i], exp_avg[i], largest[i], factors));
-  }
-  if (P* out = static_cast<P*>(at.combined)) MTADAM_LOOP(i, n) store(&out[i], combined[i]);
+  advance<C, P>(at, value, combined, combined, largest, n, row);
 }
+
+template <class C, class P, class G>
+void combined_adam(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row) {
+  const P* param = static_cast<const P*>(at.param);
+  C* second = at.second[0];
+  alignas(64) C value[kBlock], combined[kBlock], gradient[kBlock];
+  prefetch(param - kBlock, n);
+  prefetch(at.exp_avg - kBlock, n);
+  prefetch(second - kBlock, n);
+  MTADAM_LOOP(i, n) {
+    value[i] = load(param[i]);
+    combined[i] = C(0);
+  }
+  for (int64_t k = 0; k < row.terms; ++k)
+    if (const G* grad = static_cast<const G*>(at.grad[k])) {
+      const C weight = row.scale[k];
+      prefetch(grad - kBlock, n);
+      MTADAM_LOOP(i, n) combined[i] = add_weighted(combined[i], C(load(grad[i])), weight);
+    }
+  const C direction = row.direction, decay = row.l2_decay, beta2 = row.beta2, one_minus_beta2 = row.one_minus_beta2;
+  MTADAM_LOOP(i, n) {
+    gradient[i] = balanced_gradient(combined[i], direction, value[i], decay);
+    second[i] = second_moment(second[i], gradient[i], beta2, one_minus_beta2);
+  }
+  if (C* maximum = at.maximum[0]) raise(maximum, second, n);
+  const C* largest = at.maximum[0] ? at.maximum[0] : second;
+  advance<C, P>(at, value, gradient, combined, largest, n, row);
+}
+
+// The functions of one arithmetic type and the storage types that go with it.
+#define MTADAM_UPDATES(of)                                                                                          \
+  {                                                                                                                 \
+    {}, {nullptr, of<float, float, float>}, {nullptr, of<float, BFloat16, float>, of<float, BFloat16, BFloat16>}, { \
+      nullptr, of<float, Half, float>, nullptr, of<float, Half, Half>                                               \
+    }                                                                                                               \
+  }
 
 }  // namespace
 
@@ -118,16 +165,17 @@ namespace mtadam::cpu::MTADAM_ISA {
 extern const Blocks<double> float64;
 const Blocks<double> float64 = {
     {sum_of_squares<double, double>},
-    {{update<double, double, double>}},
+    {sum_of_products<double, double>},
+    {{mtadam_update<double, double, double>}},
+    {{combined_adam<double, double, double>}},
 };
 
 extern const Blocks<float> float32;
 const Blocks<float> float32 = {
     {nullptr, sum_of_squares<float, float>, sum_of_squares<float, BFloat16>, sum_of_squares<float, Half>},
-    {{},
-     {nullptr, update<float, float, float>},
-     {nullptr, update<float, BFloat16, float>, update<float, BFloat16, BFloat16>},
-     {nullptr, update<float, Half, float>, nullptr, update<float, Half, Half>}},
+    {nullptr, sum_of_products<float, float>, sum_of_products<float, BFloat16>, sum_of_products<float, Half>},
+    MTADAM_UPDATES(mtadam_update),
+    MTADAM_UPDATES(combined_adam),
 };
 
 }  // namespace mtadam::cpu::MTADAM_ISA

@@ -17,7 +17,8 @@ constexpr int64_t kBlock = 128;
 template <class C>
 struct RowStep {
   int64_t terms;
-  const C* scale;  // [terms], its sign turned where the group maximizes
+  const C* scale;  // [terms]
+  C direction;     // -1 where the group maximizes
   C beta1, one_minus_beta1;
   C beta2, one_minus_beta2;
   C l2_decay;
@@ -25,22 +26,27 @@ struct RowStep {
 };
 
 // Addresses of one block: null where a term is absent (grad), was never reached (second), or amsgrad is off (maximum).
+// Second moments and maxima are one for each term, in combined_adam one for all.
 template <class C>
 struct BlockPointers {
   void* param;
   C* exp_avg;
-  void* combined;           // where sum_k h_k is left, or null
+  void* combined;           // where the combined gradient is left, or null
   const void* const* grad;  // [terms]
-  C* const* second;         // [terms]
-  C* const* maximum;        // [terms]
+  C* const* second;         // [moments]
+  C* const* maximum;        // [moments]
 };
+
+// A step of n <= kBlock elements; by [parameter type][gradient type], null where the pair is not supported.
+template <class C>
+using Updates = void (*[kStorageTypes][kStorageTypes])(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row);
 
 template <class C>
 struct Blocks {
-  // Sum of squares of n elements, in an order that depends on n alone.
+  // Sums over n elements, in an order that depends on n alone: of the squares of one gradient, of products of two.
   C (*sum_of_squares[kStorageTypes])(const void* grad, int64_t n);
-  // Stage 3 of n <= kBlock elements; by [parameter type][gradient type], null where the pair is not supported.
-  void (*update[kStorageTypes][kStorageTypes])(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row);
+  C (*sum_of_products[kStorageTypes])(const void* one, const void* other, int64_t n);
+  Updates<C> mtadam_update, combined_adam;
 };
 
 // The loops for this machine. The environment's ATEN_CPU_CAPABILITY (default, avx2, avx512) lowers

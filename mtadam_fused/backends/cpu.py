@@ -29,3 +29,9 @@ class CpuBackend:
 
     def mtadam_step(self, work: Work) -> None:
         native.module.mtadam_step(*packed(work))
+
+    def term_gram(self, work: Work) -> None:
+        native.module.term_gram(*packed(work))
+
+    def combined_adam(self, work: Work) -> None:
+        native.module.combined_adam(*packed(work))

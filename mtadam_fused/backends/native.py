@@ -38,6 +38,7 @@ def packed(work: Work) -> tuple[bool, Any]:
     step = module.Step(
         len(table.params),
         table.terms,
+        len(table.exp_avg_sqs),
         len(work.groups),
         table.row_table,
         group_table(work.groups, table.device),
@@ -51,6 +52,7 @@ def packed(work: Work) -> tuple[bool, Any]:
         table.norms.data_ptr(),
         table.running.data_ptr(),
         table.scales.data_ptr(),
+        0 if table.per_term else table.gram.data_ptr(),
     )
     return table.dtype == torch.float64, step
 
@@ -67,8 +69,8 @@ def group_table(groups: Sequence[Hyperparameters], device: torch.device) -> arra
         lr = math.nan if is_on_device(group.lr, device) else float(group.lr)
         l2, decoupled = (0.0, group.weight_decay) if group.decoupled_weight_decay else (group.weight_decay, 0.0)
         direction = -1.0 if group.maximize else 1.0
-        first_nonzero = group.norm_init == "first_nonzero"
-        table.extend((lr, *group.betas, group.eps, l2, decoupled, direction, first_nonzero))
+        beta3, first_nonzero = group.norm_rule
+        table.extend((lr, *group.betas[:2], beta3, group.eps, l2, decoupled, direction, first_nonzero))
     return table
 
 

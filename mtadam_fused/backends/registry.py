@@ -13,7 +13,7 @@ from . import cpu, cuda, reference
 
 
 class Backend(Protocol):
-    """The kernels of MTAdam for one kind of device.
+    """The kernels of MTAdam and CombinedAdam for one kind of device.
 
     Each takes a :class:`~mtadam_fused.table.Work` and changes its table in place.
     """
@@ -31,6 +31,13 @@ class Backend(Protocol):
 
     def mtadam_step(self, work: Work) -> None:
         """The three stages."""
+
+    def term_gram(self, work: Work) -> None:
+        """Fills ``table.gram`` from the gradients."""
+
+    def combined_adam(self, work: Work) -> None:
+        """Advances ``table.steps``, parameters and moments by the gradients times ``table.scales``; fills
+        ``work.combined``."""
 
 
 @dataclass(frozen=True)

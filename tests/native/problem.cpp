@@ -46,10 +46,10 @@ Tables<C>::Tables(Problem<C>& problem) : problem_(problem) {
 
 template <class C>
 mtadam::Step<C> Tables<C>::step() {
-  return {int64_t(row_.size()),    problem_.terms,       row_.data(),           problem_.groups.data(),
-          problem_.weight.data(),  grad_.data(),         grad_type_.data(),     second_.data(),
-          maximum_.data(),         combined_.data(),     problem_.count.data(), problem_.norm.data(),
-          problem_.running.data(), problem_.scale.data()};
+  return {int64_t(row_.size()),   problem_.terms,          problem_.terms,        row_.data(),
+          problem_.groups.data(), problem_.weight.data(),  grad_.data(),          grad_type_.data(),
+          second_.data(),         maximum_.data(),         combined_.data(),      problem_.count.data(),
+          problem_.norm.data(),   problem_.running.data(), problem_.scale.data(), nullptr};
 }
 
 template <class C>

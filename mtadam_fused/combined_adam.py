@@ -1,0 +1,199 @@
+"""The CombinedAdam optimizer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .fused_optimizer import FusedOptimizer
+from .hyperparameters import Hyperparameters, Term
+from .rules import Rule
+from .table import TermGradients, Work
+
+
+class CombinedAdam(FusedOptimizer):
+    """Adam on a weighted sum of the loss terms' gradients, with weights that a rule finds anew at each step.
+
+    Each step takes the gradient of every term apart, gives the rule their dot products and the losses, and makes the
+    step of torch.optim.Adam on the sum of the gradients times the rule's weights. ::
+
+        optimizer = CombinedAdam(model.parameters(), PCGrad(), lr=1e-3)
+        for batch in loader:
+            losses = {"depth": ..., "normals": ...}
+            optimizer.zero_grad()
+            optimizer.backward(losses)
+            optimizer.step()
+
+    A rule looks at the gradients of the parameters that every term of the step reaches, the shared ones, unless it
+    names others; where no parameter is shared it sees zeros. Parameters that only some terms reach are stepped on the
+    sum over those terms, with the same weights. The state of a parameter is that of torch.optim.Adam, 8 bytes per
+    element, in float32 also for 16-bit parameters, in float64 for float64.
+
+    Args:
+        params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to
+            ``decoupled_weight_decay``.
+        rule: how to weight the terms: an object of :mod:`mtadam_fused.rules`, or of a subclass of its ``Rule``. Its
+            state is saved with the optimizer's.
+        lr: learning rate; a number, or a Tensor of one element.
+        betas: decay of the first and of the second moment, each in [0, 1).
+        eps: added to the denominator.
+        weight_decay: added to the combined gradient as ``weight_decay * p``, as torch.optim.Adam does.
+        amsgrad: bound by the largest second moment so far.
+        maximize: maximize the losses.
+        decoupled_weight_decay: apply ``weight_decay`` to the parameter, before the step (as AdamW does).
+        keep_combined_grad: leave the weighted sum of the gradients in ``p.grad`` after a step, at the cost of memory
+            for one gradient; else ``p.grad`` is None then.
+        check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
+            waiting for the device.
+        backend: "auto" (the best for each device), "cuda", "cpu" or "reference".
+
+    Raises:
+        ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among
+            ``params``.
+        TypeError: parameters that are not dense and real, or a rule that is none.
+        RuntimeError: the backend asked for cannot serve the parameters here.
+    """
+
+    hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
+    per_term = False
+
+    def __init__(
+        self,
+        params: Any,
+        rule: Rule,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        keep_combined_grad: bool = False,
+        check_finite: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule is {rule!r}; it must be an object of mtadam_fused.rules, such as PCGrad()")
+        self.rule = rule
+        self._weights = torch.empty(0)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(
+            params, defaults, keep_combined_grad=keep_combined_grad, check_finite=check_finite, backend=backend
+        )
+        known = set(map(id, self._params()))
+        for i, p in enumerate(rule.parameters or ()):
+            if id(p) not in known:
+                raise ValueError(
+                    f"the rule's parameters[{i}], of shape {tuple(p.shape)}, is not among params; give the rule "
+                    "parameters that the optimizer has"
+                )
+
+    def term_weights(self) -> dict[Term, Tensor]:
+        """The rule's weights at the last step.
+
+        Returns:
+            For each term a scalar; empty before the first step.
+        """
+        return dict(zip(self.terms, self._weights.unbind(), strict=False))
+
+    # -- the step ------------------------------------------------------------------------------------------------------
+
+    def _check_terms(self, terms: Sequence[Term], *, so_far: bool) -> None:
+        self.rule.check_terms(terms, so_far=so_far)
+
+    def _check_step(self, grads: TermGradients) -> None:
+        self.rule.check_terms(self.terms, so_far=False)
+        for k, (term, row) in enumerate(zip(self.terms, grads, strict=True)):
+            if self.rule.needs_losses and k not in self._pending.losses and any(g is not None for g in row):
+                raise RuntimeError(
+                    f"{self.rule!r} needs the loss of term {term!r}; pass it, as in "
+                    "`with optimizer.term(name, loss):`, or use optimizer.backward(losses)"
+                )
+
+    def _update(self, works: Sequence[Work]) -> None:
+        weights = self.rule(self._gram(works), self._losses(works[0].table.device))
+        if weights.shape != (len(self.terms),):
+            raise ValueError(
+                f"{self.rule!r} gave weights of shape {tuple(weights.shape)}; it must give one for each of the "
+                f"{len(self.terms)} terms"
+            )
+        self._weights = weights
+        for work in works:
+            work.table.scales.copy_(weights.expand_as(work.table.scales), non_blocking=True)
+            self._backends[work.table.device].combined_adam(work)
+
+    def _gram(self, works: Sequence[Work]) -> Tensor:
+        """[K, K] dot products of the gradients over the parameters that the rule looks at."""
+        device, terms = works[0].table.device, len(self.terms)
+        gram = torch.zeros(terms, terms, dtype=torch.float64, device=device)
+        if not self.rule.needs_gram:
+            return gram
+        for work, seen in zip(works, self._seen(works), strict=True):
+            if any(seen):
+                grads = [[g if see else None for g, see in zip(row, seen, strict=True)] for row in work.grads]
+                self._backends[work.table.device].term_gram(replace(work, grads=grads))
+                gram += work.table.gram.sum(dim=0).to(device)
+        return gram
+
+    def _seen(self, works: Sequence[Work]) -> list[list[bool]]:
+        """For each table, the rows that the rule looks at: those it names, or those that all terms reach."""
+        if self.rule.parameters is not None:
+            named = set(map(id, self.rule.parameters))
+            return [[id(p) in named for p in work.table.params] for work in works]
+        present = [k for k in range(len(self.terms)) if any(g is not None for work in works for g in work.grads[k])]
+        return [
+            [all(g is not None for g in of_row) for of_row in zip(*(work.grads[k] for k in present), strict=True)]
+            for work in works
+        ]
+
+    def _losses(self, device: torch.device) -> Tensor:
+        """[K] float64 losses, NaN where unknown."""
+        losses = torch.full((len(self.terms),), torch.nan, dtype=torch.float64, device=device)
+        if self.rule.needs_losses:
+            for k, loss in self._pending.losses.items():
+                losses[k] = loss
+        return losses
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and parameter groups as in torch.optim; every group has the rule's state under ``"rule"``."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group["rule"] = self.rule.state_dict()
+        return saved
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        for group in state_dict["param_groups"]:
+            saved, own = group.get("rule"), self.rule.state_dict()
+            if saved is not None and saved.keys() != own.keys():
+                raise ValueError(
+                    f"the saved state of the rule has {list(saved)}, that of {self.rule!r} has {list(own)}; load it "
+                    "into an optimizer with the same rule"
+                )
+        super().load_state_dict(state_dict)
+
+    load_state_dict.__doc__ = FusedOptimizer.load_state_dict.__doc__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"rule": self.rule, "_weights": self._weights}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for saved in [group.pop("rule", None) for group in self.param_groups][:1]:
+            if saved is not None:
+                self.rule.load_state_dict(saved)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}\nrule={self.rule!r}"

@@ -1,0 +1,67 @@
+"""GradNorm."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hyperparameters import check_not_negative
+from .progress import Progress, extended
+from .rule import Rule
+
+MIN_WEIGHT = 1e-3  # where the published rule would let a weight become zero or negative
+
+
+class GradNorm(Rule):
+    """GradNorm (Chen et al., arXiv 1711.02257): learns weights that make all terms train at similar rates.
+
+    With G_k = w_k ||g_k|| over ``parameters`` and r_k the relative inverse training rate (each loss over its first
+    value, over the mean of these ratios), the weights w_k descend the sum of ``|G_k - mean(G) r_k**alpha|``, the
+    targets held fixed, and are scaled so that they sum to the number of terms. The network's step uses the weights of
+    before this descent. Slow terms gain weight. Losses below 1e-12 count as 1e-12; weights are at least 1e-3
+    before they are scaled. A term that is absent, or whose gradient is zero, takes no part in the step's balance.
+
+    Args:
+        alpha: how strongly to pull the rates together.
+        lr: learning rate of the weights.
+        parameters: where the gradients' norms are taken, usually the last shared layer's; default all shared ones.
+
+    Raises:
+        ValueError: an ``alpha`` or ``lr`` that is no finite number of at least 0, or empty ``parameters``.
+    """
+
+    needs_losses = True
+
+    def __init__(self, alpha: float = 1.5, lr: float = 0.025, parameters: Iterable[Tensor] | None = None) -> None:
+        check_not_negative("alpha", alpha)
+        check_not_negative("lr", lr)
+        self.alpha = alpha
+        self.lr = lr
+        self.parameters = None if parameters is None else list(parameters)
+        if self.parameters == []:
+            raise ValueError("parameters is empty; pass those of a shared layer, or None for all shared ones")
+        self._progress = Progress()
+        self._weights = torch.empty(0, dtype=torch.float64)
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        norms = gram.diagonal().sqrt()
+        rates = self._progress.inverse_rates(losses)
+        weights = extended(self._weights, norms, 1.0)
+        heard = (norms > 0) & losses.isfinite()
+        count = heard.sum().clamp(min=1)
+        sizes = weights * norms
+        targets = torch.where(heard, sizes, 0.0).sum() / count * rates**self.alpha
+        moved = (weights - self.lr * torch.sign(sizes - targets) * norms).clamp(min=MIN_WEIGHT)
+        moved = torch.where(heard, moved, weights)
+        self._weights = moved * (len(moved) / moved.sum())
+        return weights
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self._weights, "initial_losses": self._progress.initial}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._weights, self._progress.initial = state["weights"], state["initial_losses"]
+
+    def __repr__(self) -> str:
+        return f"GradNorm(alpha={self.alpha}, lr={self.lr})"

@@ -1,0 +1,43 @@
+"""MGDA."""
+
+import torch
+from torch import Tensor
+
+from .min_norm import min_norm_weights
+from .progress import TINY_LOSS
+from .rule import Rule
+
+NORMALIZATIONS = ("none", "l2", "loss", "loss+")
+
+
+class MGDA(Rule):
+    """MGDA (Désidéri 2012; Sener and Koltun, arXiv 1810.04650): the point of least norm in the gradients' hull.
+
+    A step along it lowers every loss, or where it is zero no direction does. Solved exactly. Gradients that are zero
+    are left out, with weight 0, for with them every step would be zero. Up to eight terms nothing waits for the device.
+
+    Args:
+        normalization: what each gradient is divided by first: "none"; "l2", its norm; "loss", its loss; or "loss+", the
+            product of both. The weights are those of the gradients as they came. Losses below 1e-12 count as 1e-12.
+
+    Raises:
+        ValueError: no such ``normalization``.
+    """
+
+    def __init__(self, normalization: str = "none") -> None:
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is {normalization!r}; it must be one of {', '.join(NORMALIZATIONS)}")
+        self.normalization = normalization
+        self.needs_losses = normalization.startswith("loss")
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        factors = torch.ones_like(losses)
+        if self.needs_losses:
+            factors = factors / losses.clamp(min=TINY_LOSS).nan_to_num(1.0)
+        if self.normalization in ("l2", "loss+"):
+            norms = gram.diagonal().sqrt()
+            factors = torch.where(norms > 0, factors / norms, 0.0)
+        return min_norm_weights(gram * factors * factors[:, None]) * factors
+
+    def __repr__(self) -> str:
+        return f"MGDA(normalization={self.normalization!r})"

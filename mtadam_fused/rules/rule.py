@@ -1,0 +1,56 @@
+"""What a rule is."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class Rule:
+    """How to weight K loss terms: ``rule(gram, losses)`` gives the weights of one step.
+
+    A rule of your own is a subclass with a ``__call__``; if it keeps state from step to step, also with
+    :meth:`state_dict` and :meth:`load_state_dict`. For no wait on a GPU it keeps to tensor operations. ::
+
+        class LoudestOnly(Rule):
+            def __call__(self, gram, losses):
+                return torch.nn.functional.one_hot(gram.diagonal().argmax(), len(gram)).double()
+
+    Attributes:
+        needs_gram: whether it looks at ``gram``; if not, the gradients are not read for it.
+        needs_losses: whether it looks at ``losses``.
+        parameters: those whose gradients ``gram`` is of; None for the ones that every term of the step reaches.
+    """
+
+    needs_gram: bool = True
+    needs_losses: bool = False
+    parameters: Sequence[Tensor] | None = None
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        """The weights of the terms at this step.
+
+        Args:
+            gram: ``[K, K]`` float64, dot products of the terms' gradients; 0 where a term is absent from the step.
+            losses: ``[K]`` float64 on the same device; NaN for a term that is absent, or if not ``needs_losses``.
+
+        Returns:
+            ``[K]`` on the same device; what it is for absent terms does not matter.
+        """
+        raise NotImplementedError
+
+    def check_terms(self, terms: Sequence[Hashable], *, so_far: bool) -> None:
+        """Raises ValueError for terms (their names) that the rule cannot weight; called before anything changes.
+
+        Args:
+            so_far: more terms may follow.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rule keeps from step to step: tensors and numbers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes what :meth:`state_dict` gave."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
