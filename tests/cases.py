@@ -1,6 +1,6 @@
 """Random cases of the optimizer: one input library for the tests of every backend."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from formula import Parameter, step
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtadam_fused import MTAdam
+from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused.fused_optimizer import FusedOptimizer
+from mtadam_fused.rules import FixedWeights
 
 BACKENDS_OF_THE_CPU = ("reference", "cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -52,7 +54,7 @@ class Case:
     steps: int = 4
     device: str = "cpu"
 
-    def run(self, backend: str, fault: str | None = None) -> MTAdam:
+    def run(self, backend: str, fault: str | None = None) -> FusedOptimizer:
         """Runs the optimizer beside the formula, and compares them at every step.
 
         Raises:
@@ -60,7 +62,7 @@ class Case:
         """
         random = np.random.default_rng(self.seed)
         params = self.params(random)
-        optimizer = MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
+        optimizer = self.optimizer(params, backend)
         models = [Parameter(p.detach().double().cpu().numpy().copy()) for p in params]
         for k in range(self.terms):  # registers the terms in order, whatever is absent at first
             with optimizer.term(k):
@@ -75,12 +77,17 @@ class Case:
             optimizer.step()
             for p, b, x, of_terms in zip(params, before, models, grads, strict=True):
                 x.value = b.double().numpy()  # from the stored value: rounding does not add up
-                weights = dict(enumerate(self.weights)) if self.weights else None
-                arrays = {k: g.double().cpu().numpy() for k, g in of_terms.items()}
-                step(x, arrays, weights=weights, fault=fault, **self.options)
+                self.expect(x, {k: g.double().cpu().numpy() for k, g in of_terms.items()}, fault)
                 check_params(p.detach().cpu(), x.value, b)
             self.check_scalars(optimizer, models)
         return optimizer
+
+    def optimizer(self, params: list[nn.Parameter], backend: str) -> FusedOptimizer:
+        return MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
+
+    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
+        """Advances ``x`` by the formula."""
+        step(x, grads, weights=dict(enumerate(self.weights)) if self.weights else None, fault=fault, **self.options)
 
     def params(self, random: np.random.Generator) -> list[nn.Parameter]:
         arrays = (np.asarray(random.standard_normal(shape)) for shape in self.shapes)
@@ -101,7 +108,8 @@ class Case:
             found.append(of_terms)
         return found
 
-    def check_scalars(self, optimizer: MTAdam, models: list[Parameter]) -> None:
+    def check_scalars(self, optimizer: FusedOptimizer, models: list[Parameter]) -> None:
+        assert isinstance(optimizer, MTAdam)
         relative = 1e-12 if self.dtype == torch.float64 else 1e-5
         norms, scales = optimizer.term_norms(), optimizer.term_scales()
         for k in range(self.terms):
@@ -111,6 +119,31 @@ class Case:
                 if k in x.scale and k in x.ema and x.t:
                     current = scales[k][row]
                     assert current.isfinite()
+
+
+@dataclass(frozen=True)
+class CombinedCase(Case):
+    """A case of CombinedAdam with fixed weights: Adam's formula, which is MTAdam's with one term, on the sum."""
+
+    def optimizer(self, params: list[nn.Parameter], backend: str) -> FusedOptimizer:
+        return CombinedAdam(params, FixedWeights(self.weights), backend=backend, **self.options)
+
+    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
+        weights = self.weights or (1.0,) * self.terms
+        total = sum((weights[k] * g for k, g in grads.items()), start=np.zeros(()))
+        step(x, {0: total} if grads else {}, fault=fault, **self.options)
+
+    def check_scalars(self, optimizer: FusedOptimizer, models: list[Parameter]) -> None:
+        assert isinstance(optimizer, CombinedAdam)
+        assert [w.item() for w in optimizer.term_weights().values()] in ([], list(self.weights or [1.0] * self.terms))
+
+    @classmethod
+    def like(cls, case: Case) -> "CombinedCase":
+        """``case`` as one of CombinedAdam."""
+        values = {field.name: getattr(case, field.name) for field in fields(case)}
+        options = {name: value for name, value in case.options.items() if name != "norm_init"}
+        options["betas"] = options.get("betas", (0.9, 0.999))[:2]
+        return cls(**values | {"options": options})
 
 
 options = st.fixed_dictionaries(

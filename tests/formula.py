@@ -33,7 +33,7 @@ def step(
     grads: dict[int, Array],
     *,
     lr: float = 1e-3,
-    betas: tuple[float, float, float] = (0.9, 0.999, 0.9),
+    betas: tuple[float, ...] = (0.9, 0.999, 0.9),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     amsgrad: bool = False,
@@ -47,7 +47,7 @@ def step(
     if not grads:
         return
     x, p = parameter, parameter.value
-    b1, b2, b3 = betas
+    b1, b2, b3 = (*betas, 0.9)[:3]
     if fault == "lr +1 %":
         lr = lr * 1.01
     x.t += 1

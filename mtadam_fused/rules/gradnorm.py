@@ -18,9 +18,9 @@ class GradNorm(Rule):
 
     With G_k = w_k ||g_k|| over ``parameters`` and r_k the relative inverse training rate (each loss over its first
     value, over the mean of these ratios), the weights w_k descend the sum of ``|G_k - mean(G) r_k**alpha|``, the
-    targets held fixed, and are scaled so that they sum to the number of terms. The network's step uses the weights of
-    before this descent. Slow terms gain weight. Losses below 1e-12 count as 1e-12; weights are at least 1e-3
-    before they are scaled. A term that is absent, or whose gradient is zero, takes no part in the step's balance.
+    targets held fixed, and are scaled so that their sum stays the number of terms. The network's step uses the weights
+    of before this descent. Slow terms gain weight. Losses below 1e-12 count as 1e-12; weights are at least 1e-3 before
+    they are scaled. A term that is absent, or whose gradient is zero, takes no part in the step's balance.
 
     Args:
         alpha: how strongly to pull the rates together.
@@ -53,8 +53,8 @@ class GradNorm(Rule):
         sizes = weights * norms
         targets = torch.where(heard, sizes, 0.0).sum() / count * rates**self.alpha
         moved = (weights - self.lr * torch.sign(sizes - targets) * norms).clamp(min=MIN_WEIGHT)
-        moved = torch.where(heard, moved, weights)
-        self._weights = moved * (len(moved) / moved.sum())
+        kept = torch.where(heard, weights, 0.0).sum() / torch.where(heard, moved, 0.0).sum()
+        self._weights = torch.where(heard, moved * kept, weights)
         return weights
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class MGDA(Rule):
         self.needs_losses = normalization.startswith("loss")
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        factors = torch.ones_like(losses)
+        factors = torch.ones_like(gram[0])
         if self.needs_losses:
             factors = factors / losses.clamp(min=TINY_LOSS).nan_to_num(1.0)
         if self.normalization in ("l2", "loss+"):
