@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = ROOT / "csrc/cpu/blocks.cpp"  # compiled once per instruction set
 NATIVE = ROOT / "tests/native"
-PROGRAM = ("compare", "problem", "test_steps", "test_conversions", "test_faults", "test_kernels")
+PROGRAM = ("compare", "problem", "test_steps", "test_combined", "test_conversions", "test_faults", "test_kernels")
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 CAPABILITIES = ("default", "avx2", "avx512") if IS_X86 else ("default",)

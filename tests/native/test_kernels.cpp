@@ -12,6 +12,7 @@
 #include "../../csrc/cpu/blocks.h"
 #include "check.h"
 #include "problem.h"
+#include "random.h"
 #include "tests.h"
 
 namespace {
@@ -20,8 +21,12 @@ int run_all() {
   test_conversions();
   test_faults<double>();
   test_faults<float>();
-  const unsigned long long hashes[] = {test_steps<double>(), test_steps<float>()};
-  std::printf("instruction_set=%s\nhash=%016llx%016llx\n", mtadam::cpu::instruction_set(), hashes[0], hashes[1]);
+  Hash hash;
+  for (const uint64_t of_test :
+       {test_steps<double>(), test_steps<float>(), test_combined<double>(), test_combined<float>()})
+    hash.add(&of_test, sizeof of_test);
+  std::printf("instruction_set=%s\nhash=%016llx\n", mtadam::cpu::instruction_set(),
+              static_cast<unsigned long long>(hash.value()));
   return failures ? 1 : 0;
 }
 

@@ -10,6 +10,10 @@ void test_conversions();
 template <class C>
 uint64_t test_steps();
 
+// CombinedAdam's kernels, with negative controls of their own; returns a hash of all results.
+template <class C>
+uint64_t test_combined();
+
 // Negative controls: the comparison with the oracle sees mistakes; for double and float.
 template <class C>
 void test_faults();
