@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import weighting
 from .mtadam import MTAdam
 
 try:
@@ -9,4 +10,4 @@ try:
 except PackageNotFoundError:  # imported from a checkout that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["MTAdam", "__version__"]
+__all__ = ["MTAdam", "weighting", "__version__"]

@@ -45,13 +45,16 @@ class Hyperparameters:
         return cls(**{name: group[name] for name in cls.__dataclass_fields__} | {"betas": betas})
 
 
-def weights_of(given: TermWeights, terms: Sequence[Term], *, so_far: bool = False) -> list[float]:
+def weights_of(
+    given: TermWeights, terms: Sequence[Term], *, so_far: bool = False, name: str = "term_weights"
+) -> list[float]:
     """The weight of each of ``terms``, in their order.
 
     Args:
-        given: a group's ``term_weights``.
+        given: a group's ``term_weights``, or what else gives each term a number.
         terms: names of the terms.
         so_far: more terms may follow, so a sequence of weights may be longer than ``terms``.
+        name: of ``given``, for errors.
 
     Raises:
         ValueError: a sequence of weights of another length, or a mapping that lacks a term.
@@ -62,12 +65,12 @@ def weights_of(given: TermWeights, terms: Sequence[Term], *, so_far: bool = Fals
         for term in terms:
             if term not in given:
                 raise ValueError(
-                    f"unknown term {term!r}: term_weights names {list(given)}; give it a weight there (1.0 is neutral)"
+                    f"unknown term {term!r}: {name} names {list(given)}; give it a number there (weight 1.0 is neutral)"
                 )
         return [float(given[term]) for term in terms]
     if len(given) != len(terms) and not (so_far and len(given) > len(terms)):
         raise ValueError(
-            f"term_weights has {len(given)} weights for {len(terms)} terms {list(terms)}; give one weight per term, "
+            f"{name} has {len(given)} weights for {len(terms)} terms {list(terms)}; give one weight per term, "
             "or a mapping from names to weights if terms come and go"
         )
     return [float(weight) for weight in given[: len(terms)]]
@@ -103,14 +106,12 @@ def check_betas(betas: Any) -> tuple[float, float, float]:
     )
 
 
-def check_term_weights(weights: Any) -> None:
+def check_term_weights(weights: Any, name: str = "term_weights") -> None:
     """Raises ValueError unless ``weights`` are None, or a mapping or sequence of finite numbers."""
     if weights is None:
         return
     if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):
-        raise ValueError(
-            f"term_weights is {weights!r}; it must be a mapping from term to number, or a sequence of numbers"
-        )
+        raise ValueError(f"{name} is {weights!r}; it must be a mapping from term to number, or a sequence of numbers")
     for key, weight in weights.items() if isinstance(weights, Mapping) else enumerate(weights):
         if not is_number(weight) or not math.isfinite(weight):
-            raise ValueError(f"term_weights[{key!r}] is {weight!r}; it must be a finite number")
+            raise ValueError(f"{name}[{key!r}] is {weight!r}; it must be a finite number")

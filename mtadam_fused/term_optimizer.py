@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .hyperparameters import Hyperparameters, Term, weights_of
+from .losses import Losses, check_term, named_losses
 from .table import STORAGE_TYPES
-from .term_gradients import Losses, PendingGradients, named_losses, take_gradients
+from .term_gradients import PendingGradients, take_gradients
 
 
 class TermOptimizer(Optimizer):
@@ -140,10 +141,7 @@ class TermOptimizer(Optimizer):
         """The terms with the new ones among ``names`` appended; checks that every group has weights for them."""
         terms = list(dict.fromkeys(chain(self.terms, names)))
         for term in terms[len(self.terms) :]:
-            if not isinstance(term, (str, int)):
-                raise TypeError(
-                    f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions"
-                )
+            check_term(term)
         for group in self.param_groups:
             weights_of(group["term_weights"], terms, so_far=so_far)
         return terms

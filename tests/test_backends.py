@@ -119,8 +119,8 @@ def test_report() -> None:
 def test_layers_import_downwards_only() -> None:
     """kernels know no Python, `reference` imports only torch, nothing imports upward."""
     package = Path(sys.modules["mtadam_fused"].__file__ or "").parent
-    order = ["reference", "hyperparameters", "table", "tables", "backends", "term_gradients", "checkpoint"]
-    order += ["term_optimizer", "mtadam", "__init__", "__main__"]
+    order = ["reference", "hyperparameters", "losses", "weighting", "table", "tables", "backends", "term_gradients"]
+    order += ["checkpoint", "term_optimizer", "mtadam", "__init__", "__main__"]
     modules = [path.relative_to(package) for path in package.rglob("*.py")]
     assert {path.parts[0].removesuffix(".py") for path in modules} == set(order)
     for path in modules:
