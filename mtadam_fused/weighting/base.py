@@ -1,7 +1,6 @@
 """What all weightings share: the terms, the priorities, the weighted sum, and vectors with one element per term."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +124,3 @@ def check_values(values: Tensor, terms: Sequence[Term], least: float, needed: st
         for term, value in zip(terms, values.tolist(), strict=True):
             if value < least:
                 raise ValueError(f"loss {term!r} is {value}; {needed}: leave it out of this step, or change the loss")
-
-
-def check_saved_terms(saved: Any, terms: Sequence[Term]) -> None:
-    """Raises ValueError unless the terms of a checkpoint are ``terms``, in their order."""
-    if tuple(saved["terms"]) != tuple(terms):
-        raise ValueError(f"the saved terms are {saved['terms']}, the weighting's {list(terms)}; make it with those")

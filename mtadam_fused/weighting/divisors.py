@@ -93,7 +93,8 @@ class InitialLoss(Weighting):
 
     State: ``sums`` and ``counts`` of the losses measured, [K] for the K terms seen, in the order in which they were
     first seen, and ``terms`` in the extra state. It loads into a module that has seen nothing. Each process measures
-    its own losses, unless the module is part of what DistributedDataParallel wraps, which takes the first process's.
+    its own losses, unless the module is part of what DistributedDataParallel wraps: that takes the first process's, and
+    all must then meet the same terms in the same order.
 
     Losses must be positive while they are measured; later any finite ones will do. One that is not, where it cannot be
     seen, is not measured, and contributes nothing while its term has no L_k(0).

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hyperparameters import Term, TermWeights
-from .base import Weighting, check_saved_terms, check_values, pick, positions_of
+from .base import Weighting, check_values, pick, positions_of
 
 SMALLEST_P = 1e-4  # it bounds a loss's weight to 5e7; reached at losses of 2e-16 only
 SMALLEST_LOG_VARIANCE = -30.0  # it bounds a loss's weight to 1e13; reached at losses of 1e-13 only
@@ -36,8 +36,10 @@ class LearnedWeighting(Weighting):
         return {"terms": list(self.terms)}
 
     def set_extra_state(self, state: Any) -> None:
-        """Raises ValueError unless the saved terms are those of the module."""
-        check_saved_terms(state, self.terms)
+        """Raises ValueError unless the saved terms are those of the module, in their order."""
+        if tuple(state["terms"]) != self.terms:
+            saved = state["terms"]
+            raise ValueError(f"the saved terms are {saved}, the weighting's {list(self.terms)}; make it with those")
 
 
 class Uncertainty(LearnedWeighting):
