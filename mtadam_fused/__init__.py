@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import rules
+from . import rules, weighting
 from .combined_adam import CombinedAdam
 from .mtadam import MTAdam
 
@@ -11,4 +11,4 @@ try:
 except PackageNotFoundError:  # imported from a checkout that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["CombinedAdam", "MTAdam", "__version__", "rules"]
+__all__ = ["CombinedAdam", "MTAdam", "__version__", "rules", "weighting"]

@@ -95,10 +95,10 @@ def weights_of(
     """The weight of each of ``terms``, in their order.
 
     Args:
-        given: a group's ``term_weights``.
+        given: a group's ``term_weights``, or what else gives each term a number.
         terms: names of the terms.
         so_far: more terms may follow, so a sequence of weights may be longer than ``terms``.
-        name: of the argument that gave the weights, for errors.
+        name: of ``given``, for errors.
 
     Raises:
         ValueError: a sequence of weights of another length, or a mapping that lacks a term.
@@ -109,7 +109,7 @@ def weights_of(
         for term in terms:
             if term not in given:
                 raise ValueError(
-                    f"unknown term {term!r}: {name} names {list(given)}; give it a weight there (1.0 is neutral)"
+                    f"unknown term {term!r}: {name} names {list(given)}; give it a number there (weight 1.0 is neutral)"
                 )
         return [float(given[term]) for term in terms]
     if len(given) != len(terms) and not (so_far and len(given) > len(terms)):

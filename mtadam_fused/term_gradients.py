@@ -1,8 +1,7 @@
 """The gradients of each loss term, taken from ``p.grad`` and kept apart until the step."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +9,6 @@ from torch import Tensor
 from .hyperparameters import Term
 from .reference import arithmetic_type
 from .table import TermGradients, dense_like
-
-Losses = Mapping[Any, Tensor] | Sequence[Tensor]
 
 
 class PendingGradients:
@@ -119,52 +116,3 @@ def check_finite(grads: TermGradients, terms: Sequence[Term]) -> None:
                     f"the gradient of term {term!r} for parameter {i} is not finite; the step is refused and nothing "
                     "has changed: call zero_grad() to drop the gradients, and look at the loss"
                 )
-
-
-def named_losses(losses: Losses, terms: Sequence[Term]) -> dict[Term, Tensor]:
-    """``losses`` by term, checked; a sequence names its losses by position, after ``terms`` where there are any.
-
-    Raises:
-        TypeError: not a mapping or sequence of tensors.
-        ValueError: no losses, a loss without a graph, not real, not scalar or (on the CPU, where looking costs no
-            synchronisation) not finite, or a sequence of another length than before.
-    """
-    if isinstance(losses, Mapping):
-        named = dict(losses)
-    elif isinstance(losses, Sequence) and not isinstance(losses, (str, bytes)):
-        if terms and len(losses) != len(terms):
-            raise ValueError(
-                f"losses has {len(losses)} losses, but there are {len(terms)} terms {list(terms)}; "
-                "pass a mapping from names to losses if terms come and go"
-            )
-        named = dict(zip(terms or range(len(losses)), losses, strict=True))
-    else:
-        raise TypeError(
-            f"losses is a {type(losses).__name__}; pass a mapping from names to losses, or a list ([loss] for one term)"
-        )
-    if not named:
-        raise ValueError("losses is empty; pass at least one loss")
-    for term, loss in named.items():
-        check_loss(term, loss)
-    return named
-
-
-def check_loss(term: Term, loss: Any) -> None:
-    """Raises TypeError or ValueError for a loss that cannot be differentiated, or is seen not to be finite."""
-    if isinstance(loss, Tensor) and not loss.requires_grad and loss.is_floating_point() and loss.numel() == 1:
-        raise ValueError(
-            f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on"
-        )
-    check_value(term, loss)
-
-
-def check_value(term: Term, loss: Any) -> None:
-    """Raises TypeError or ValueError for a loss that is no real scalar, or is seen not to be finite."""
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor (no .item())")
-    if loss.numel() != 1:
-        raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}; it must be a scalar: take its mean or its sum")
-    if not loss.is_floating_point():
-        raise ValueError(f"loss {term!r} is {loss.dtype}; it must be real and of a floating-point type")
-    if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-        raise ValueError(f"loss {term!r} is {loss.item()}; it must be finite: leave it out of this step, or lower lr")

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .hyperparameters import Hyperparameters, Term
+from .losses import Losses, check_loss, check_term, named_losses
 from .table import STORAGE_TYPES
-from .term_gradients import Losses, PendingGradients, check_value, named_losses, take_gradients
+from .term_gradients import PendingGradients, take_gradients
 
 
 class TermOptimizer(Optimizer):
@@ -114,7 +115,7 @@ class TermOptimizer(Optimizer):
         """
         name = self._name_of(term)
         if loss is not None:
-            check_value(name, loss)
+            check_loss(name, loss, need_graph=False)
         terms = self._with_terms([name], so_far=True)
         self._clear_grads()
         self._open_term = name
@@ -146,10 +147,7 @@ class TermOptimizer(Optimizer):
         """The terms with the new ones among ``names`` appended; checks that the optimizer can take them."""
         terms = list(dict.fromkeys(chain(self.terms, names)))
         for term in terms[len(self.terms) :]:
-            if not isinstance(term, (str, int)):
-                raise TypeError(
-                    f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions"
-                )
+            check_term(term)
         self._check_terms(terms, so_far=so_far)
         return terms
 

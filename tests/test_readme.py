@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mtadam_fused
+from mtadam_fused import rules, weighting
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -16,17 +17,26 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 def test_python_blocks_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
-    names: dict = {"model": model, "loader": [torch.randn(5, 3)], "MTAdam": mtadam_fused.MTAdam}
+    names: dict = {"torch": torch, "model": model, "loader": [torch.randn(5, 3)], "MTAdam": mtadam_fused.MTAdam}
     exec(blocks[0], names)
     assert not torch.equal(model.weight, before)
     exec(blocks[1], names)
-    out = model(torch.randn(5, 3))
-    names |= {"reconstruction_loss": out.square().mean(), "sparsity_loss": out.abs().mean()}
-    exec(blocks[2], names)
+    exec(blocks[2], names | losses_of(model))
     assert set(names["optimizer"].term_scales()) == {"reconstruction", "sparsity"}
+    for block in blocks[3:]:
+        before = model.weight.detach().clone()
+        names |= losses_of(model)
+        exec(block, names)
+        assert not torch.equal(model.weight, before)
+    assert not names["weighting"].p.eq(1).any()
+
+
+def losses_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    out = model(torch.randn(5, 3))
+    return {"reconstruction_loss": out.square().mean(), "sparsity_loss": out.abs().mean()}
 
 
 def test_docstring_example_is_readmes() -> None:
@@ -47,9 +57,8 @@ def test_pictures_and_files_exist() -> None:
 
 
 def test_public_names_have_docstrings() -> None:
-    for name in mtadam_fused.__all__:
-        value = getattr(mtadam_fused, name)
-        if isinstance(value, type):
+    for module in (mtadam_fused, rules, weighting):
+        for value in filter(callable, (getattr(module, name) for name in module.__all__)):
             methods = [m for m in vars(value).values() if callable(m) and not m.__name__.startswith("_")]
             assert value.__doc__
             assert all(m.__doc__ for m in methods)

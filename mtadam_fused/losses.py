@@ -1,0 +1,72 @@
+"""The losses that a user hands over, one scalar per term: their names, and the errors of their misuse."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .hyperparameters import Term
+
+Losses = Mapping[Any, Tensor] | Sequence[Tensor]
+
+
+def named_losses(losses: Losses, terms: Sequence[Term], *, need_graph: bool = True) -> dict[Term, Tensor]:
+    """``losses`` by term, checked; a sequence names its losses by position, after ``terms`` where there are any.
+
+    Args:
+        losses: scalar losses.
+        terms: names of the terms known so far.
+        need_graph: refuse losses that cannot be differentiated.
+
+    Raises:
+        TypeError: not a mapping or sequence of tensors.
+        ValueError: no losses, a loss without a graph, not real, not scalar or (where looking costs no synchronisation)
+            not finite, or a sequence of another length than before.
+    """
+    if isinstance(losses, Mapping):
+        named = dict(losses)
+    elif isinstance(losses, Sequence) and not isinstance(losses, (str, bytes)):
+        if terms and len(losses) != len(terms):
+            raise ValueError(
+                f"losses has {len(losses)} losses, but there are {len(terms)} terms {list(terms)}; "
+                "pass a mapping from names to losses if terms come and go"
+            )
+        named = dict(zip(terms or range(len(losses)), losses, strict=True))
+    else:
+        raise TypeError(
+            f"losses is a {type(losses).__name__}; pass a mapping from names to losses, or a list ([loss] for one term)"
+        )
+    if not named:
+        raise ValueError("losses is empty; pass at least one loss")
+    for term, loss in named.items():
+        check_loss(term, loss, need_graph)
+    return named
+
+
+def check_loss(term: Term, loss: Any, need_graph: bool) -> None:
+    """Raises TypeError or ValueError for a loss that cannot be used, or is seen not to be finite."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor with a graph (no .item())")
+    if loss.numel() != 1:
+        raise ValueError(f"loss {term!r} has shape {tuple(loss.shape)}; it must be a scalar: take its mean or its sum")
+    if not loss.is_floating_point():
+        raise ValueError(f"loss {term!r} is {loss.dtype}; it must be real and of a floating-point type")
+    if need_graph and not loss.requires_grad:
+        raise ValueError(
+            f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on"
+        )
+    if is_free_to_read(loss) and not math.isfinite(loss.item()):
+        raise ValueError(f"loss {term!r} is {loss.item()}; it must be finite: leave it out of this step, or lower lr")
+
+
+def check_term(term: Term) -> None:
+    """Raises TypeError for a name that checkpoints could not hold."""
+    if not isinstance(term, (str, int)):
+        raise TypeError(f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions")
+
+
+def is_free_to_read(value: Tensor) -> bool:
+    """Whether looking at ``value`` neither waits for a device nor breaks a graph that is being compiled."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,126 @@
+"""What all weightings share: the terms, the priorities, the weighted sum, and vectors with one element per term."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, weights_of
+from ..losses import Losses, check_term, is_free_to_read, named_losses
+from ..reference import arithmetic_type
+
+
+class Weighting(nn.Module):
+    """Base of the weightings: ``weighting(losses)`` is sum_k priority_k * c_k, c_k what the strategy makes of loss k.
+
+    Losses come as a mapping from names or as a sequence, by position. A term that a mapping leaves out contributes
+    nothing to that call. Losses without a graph, as in validation, are welcome. Where looking at a loss costs nothing
+    (on the CPU, outside torch.compile), one that the strategy cannot use is an error; elsewhere nothing waits for the
+    device, the strategy says what such a loss does instead, and one that is not finite leaves the total not finite.
+
+    Args:
+        terms: names of the terms, or none where any will do.
+        priorities: a factor of at least 0 for each term, on top of the strategy, as a mapping from names or as a
+            sequence in the order of the terms, which without ``terms`` are positions. Default 1 for each.
+
+    Raises:
+        ValueError: a priority that is not a finite number of at least 0, or priorities that do not fit the terms.
+        TypeError: a term that is neither a string nor a position.
+    """
+
+    def __init__(self, terms: Iterable[Term] = (), priorities: TermWeights = None) -> None:
+        super().__init__()
+        self.terms = checked_terms(terms)
+        self.priorities = numbers_by_term("priorities", priorities, self.terms)
+        if isinstance(priorities, Sequence):
+            self.terms = tuple(self.priorities or ())
+
+    def forward(self, losses: Losses) -> Tensor:
+        """The weighted sum, a scalar in the losses' type, but float32 for 16-bit losses.
+
+        Args:
+            losses: scalar losses, as a mapping from the terms' names or as a sequence in the order of the terms.
+
+        Raises:
+            TypeError: not a mapping or sequence of tensors.
+            ValueError: no losses, a loss that is not scalar, not real or out of the strategy's range, an unknown term,
+                or a sequence of another length than the terms; nothing has changed.
+        """
+        named = named_losses(losses, self.terms, need_graph=False)
+        terms = tuple(named)
+        coefficients = self.coefficients(terms)
+        values = torch.stack([loss.reshape(()) for loss in named.values()])
+        contributions = self.contributions(values.to(arithmetic_type(values.dtype)), terms)
+        if len(set(coefficients)) == 1:
+            return contributions.sum() * coefficients[0]
+        return torch.stack([c * x for c, x in zip(coefficients, contributions.unbind(), strict=True)]).sum()
+
+    def coefficients(self, terms: tuple[Term, ...]) -> list[float]:
+        """The constant factors of the ``terms``' contributions: the priorities."""
+        return weights_of(self.priorities, terms, name="priorities")
+
+    def contributions(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
+        """What each term adds to the total, ``[len(terms)]``, out of the losses ``values``, ``[len(terms)]``."""
+        return values
+
+    def extra_repr(self) -> str:
+        """Terms and priorities, for ``repr``."""
+        shown = {"terms": list(self.terms), "priorities": self.priorities}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value)
+
+
+def checked_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """``terms`` as a tuple.
+
+    Raises:
+        TypeError: not names of terms.
+        ValueError: a name twice.
+    """
+    if isinstance(terms, str) or not isinstance(terms, Iterable):
+        raise TypeError(f"terms is {terms!r}; it must be a list of names, or range(K) for K losses known by position")
+    names = tuple(terms)
+    for term in names:
+        check_term(term)
+    if len(set(names)) != len(names):
+        raise ValueError(f"terms is {list(names)}; each name may stand there once")
+    return names
+
+
+def numbers_by_term(name: str, given: TermWeights, terms: Sequence[Term] = ()) -> dict[Term, float] | None:
+    """The numbers of at least 0 that the argument ``name`` gives the terms; a sequence goes by position without terms.
+
+    Raises:
+        ValueError: a value that is not such numbers, or that does not fit the ``terms``.
+    """
+    check_term_weights(given, name)
+    if given is None:
+        return None
+    for key, number in given.items() if isinstance(given, Mapping) else enumerate(given):
+        check_not_negative(f"{name}[{key!r}]", number)
+    names = terms or (tuple(given) if isinstance(given, Mapping) else tuple(range(len(given))))
+    return dict(zip(names, weights_of(given, names, name=name), strict=True))
+
+
+def positions_of(terms: Sequence[Term], known: Sequence[Term]) -> list[int]:
+    """Where the ``terms`` stand among the ``known``.
+
+    Raises:
+        ValueError: a term that is not known.
+    """
+    for term in terms:
+        if term not in known:
+            raise ValueError(f"unknown term {term!r}: the terms are {list(known)}; name it when making the weighting")
+    return [known.index(term) for term in terms]
+
+
+def pick(vector: Tensor, positions: Sequence[int]) -> Tensor:
+    """The elements at ``positions``, without an index that would have to be copied to the device."""
+    return vector if list(positions) == list(range(len(vector))) else torch.stack([vector[i] for i in positions])
+
+
+def check_values(values: Tensor, terms: Sequence[Term], least: float, needed: str) -> None:
+    """Raises ValueError for a loss below ``least``, where that is free to see; ``needed`` says what it should be."""
+    if is_free_to_read(values):
+        for term, value in zip(terms, values.tolist(), strict=True):
+            if value < least:
+                raise ValueError(f"loss {term!r} is {value}; {needed}: leave it out of this step, or change the loss")
