@@ -366,6 +366,7 @@ def test_state_is_adams(backend: str) -> None:
         (lambda p: GradNorm(alpha=-1.0), ValueError, "alpha is -1.0"),
         (lambda p: GradNorm(lr=float("nan")), ValueError, "lr is nan"),
         (lambda p: GradientNormalization(alpha=float("inf")), ValueError, "alpha is inf"),
+        (lambda p: PCGrad(seed=-1), ValueError, "seed is -1; it must be at least 0"),
         (lambda p: PCGrad("median"), ValueError, "reduction is 'median'; it must be one of sum, mean"),
         (lambda p: MGDA("l3"), ValueError, "normalization is 'l3'; it must be one of none, l2, loss, loss+"),
         (lambda p: FixedWeights([1.0, float("nan")]), ValueError, r"weights\[1\] is nan"),

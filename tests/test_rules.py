@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad
+from mtadam_fused.rules.pcgrad import mixed
 
 Array = np.ndarray
 TERMS = range(2, 9)
@@ -112,10 +113,23 @@ def test_pcgrad_rejects_projection_on_projected_gradients() -> None:
     assert rejected == len(TERMS)  # also with two terms: the second meets the first when that is projected already
 
 
+def splitmix64(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def test_mixed_is_splitmix64() -> None:
+    numbers = [0, 1, 2**62, 2**63 - 1]
+    assert [x % 2**64 for x in mixed(torch.tensor(numbers)).tolist()] == [splitmix64(x) for x in numbers]
+    assert splitmix64(0) == 0xE220A8397B1DCDAF  # as published
+
+
 def test_pcgrad_orders() -> None:
     first, second = PCGrad(seed=1), PCGrad(seed=1)
     drawn = []
-    for _ in range(50):
+    for _ in range(200):
         orders = first.orders(4)
         assert torch.equal(orders, second.orders(4))
         assert torch.equal(orders.sort(dim=1).values, torch.arange(4).expand(4, 4))
@@ -123,7 +137,7 @@ def test_pcgrad_orders() -> None:
         first(torch.eye(4, dtype=torch.float64), UNKNOWN)
         second(torch.eye(4, dtype=torch.float64), UNKNOWN)
     mean = torch.stack(drawn).double().mean(dim=0)
-    assert ((mean - 1.5).abs() < 0.6).all()  # every term comes early as often as late
+    assert ((mean - 1.5).abs() < 0.4).all()  # every term comes early as often as late
     assert not torch.equal(PCGrad(seed=2).orders(8), PCGrad(seed=1).orders(8))
     torch.manual_seed(0)
     seed = PCGrad().seed

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..hyperparameters import check_not_negative
 from .progress import Progress, extended
-from .rule import Rule
+from .rule import Rule, kept
 
 MIN_WEIGHT = 1e-3  # where the published rule would let a weight become zero or negative
 
@@ -47,14 +47,14 @@ class GradNorm(Rule):
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
         norms = gram.diagonal().sqrt()
         rates = self._progress.inverse_rates(losses)
-        weights = extended(self._weights, norms, 1.0)
+        weights = extended(self._weights, norms, 1.0).clone()
         heard = (norms > 0) & losses.isfinite()
         count = heard.sum().clamp(min=1)
         sizes = weights * norms
         targets = torch.where(heard, sizes, 0.0).sum() / count * rates**self.alpha
         moved = (weights - self.lr * torch.sign(sizes - targets) * norms).clamp(min=MIN_WEIGHT)
-        kept = torch.where(heard, weights, 0.0).sum() / torch.where(heard, moved, 0.0).sum()
-        self._weights = torch.where(heard, moved * kept, weights)
+        scale = torch.where(heard, weights, 0.0).sum() / torch.where(heard, moved, 0.0).sum()
+        self._weights = kept(self._weights, torch.where(heard, moved * scale, weights))
         return weights
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The point of least norm in the convex hull of K vectors, from their dot products."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -23,15 +21,14 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
     cosines = gram * inverse * inverse[:, None]
     if len(gram) <= EXHAUSTIVE:
-        candidates = on_supports(cosines, inverse, all_supports(len(gram)).to(gram.device, non_blocking=True))
-        return best(candidates, cosines, norms)
+        return best(on_supports(cosines, inverse, all_supports(gram)), cosines, norms)
     return wolfe(cosines.cpu(), inverse.cpu(), norms.cpu()).to(gram.device)
 
 
-@lru_cache
-def all_supports(count: int) -> Tensor:
-    """``[2**count - 1, count]`` bool: every set of ``count`` vectors but the empty one."""
-    return torch.arange(1, 2**count)[:, None] >> torch.arange(count) & 1 == 1
+def all_supports(gram: Tensor) -> Tensor:
+    """``[2**K - 1, K]`` bool on the device of ``gram``: every set of the K vectors but the empty one."""
+    sets = torch.arange(1, 2 ** len(gram), device=gram.device)
+    return sets[:, None] >> torch.arange(len(gram), device=gram.device) & 1 == 1
 
 
 def on_supports(cosines: Tensor, inverse: Tensor, supports: Tensor) -> Tensor:

@@ -20,26 +20,34 @@ class PCGrad(Rule):
 
     Args:
         reduction: "sum" of the projected gradients, or "mean", over the terms whose gradient is not zero.
-        seed: of the random orders; default one that torch's generator draws.
+        seed: of the random orders, below 2**62; default one that torch's generator draws.
 
     Raises:
-        ValueError: no such ``reduction``.
+        ValueError: no such ``reduction``, or a ``seed`` out of its range.
     """
 
     def __init__(self, reduction: str = "sum", seed: int | None = None) -> None:
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(REDUCTIONS)}")
         self.reduction = reduction
+        if seed is not None and not 0 <= seed < 2**62:
+            raise ValueError(f"seed is {seed!r}; it must be at least 0 and below 2**62")
         self.seed = int(torch.randint(2**62, ())) if seed is None else seed
-        self._step = 0
+        self._step = torch.zeros((), dtype=torch.int64)
 
     def orders(self, terms: int) -> Tensor:
-        """``[K, K]`` on the CPU: for each of K terms, the order in which it meets the terms at the next step."""
-        generator = torch.Generator().manual_seed(self.seed + self._step)
-        return torch.stack([torch.randperm(terms, generator=generator) for _ in range(terms)])
+        """``[K, K]``: for each of K terms, the order in which it meets the terms at the next step.
+
+        Sorts numbers that the seed, the step and the pair alone decide: the same on every device, and others at every
+        replay of a CUDA graph.
+        """
+        pairs = torch.arange(terms * terms, device=self._step.device).view(terms, terms)
+        return mixed(mixed(self._step + self.seed) + pairs).argsort(dim=1)
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        orders = self.orders(len(gram)).to(gram.device, non_blocking=True)
+        if self._step.device != gram.device:
+            self._step = self._step.to(gram.device)
+        orders = self.orders(len(gram))
         self._step += 1
         squares = gram.diagonal()
         numbers = torch.arange(len(gram), device=gram.device)
@@ -56,7 +64,15 @@ class PCGrad(Rule):
         return {"seed": self.seed, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seed, self._step = state["seed"], state["step"]
+        self.seed, self._step = state["seed"], state["step"].clone()
 
     def __repr__(self) -> str:
         return f"PCGrad(reduction={self.reduction!r})"
+
+
+def mixed(x: Tensor) -> Tensor:
+    """Numbers that look random, from 64-bit integers: splitmix64 (Steele, Lea and Flood, 2014), which wraps around."""
+    x = x + (0x9E3779B97F4A7C15 - 2**64)
+    x = (x ^ (x >> 30 & 2**34 - 1)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ (x >> 27 & 2**37 - 1)) * (0x94D049BB133111EB - 2**64)
+    return x ^ (x >> 31 & 2**33 - 1)

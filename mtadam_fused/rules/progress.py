@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .rule import kept
+
 TINY_LOSS = 1e-12  # losses below it (negative ones too) count as this: a ratio of losses needs them positive
 
 
@@ -18,8 +20,8 @@ class Progress:
         Above 1 for a term that trains more slowly than the others. NaN where ``losses`` is.
         """
         losses = losses.clamp(min=TINY_LOSS)
-        self.initial = extended(self.initial, losses, torch.nan)
-        self.initial = torch.where(self.initial.isnan(), losses, self.initial)
+        initial = extended(self.initial, losses, torch.nan)
+        self.initial = kept(self.initial, torch.where(initial.isnan(), losses, initial))
         ratios = losses / self.initial
         return ratios / ratios.nanmean()
 

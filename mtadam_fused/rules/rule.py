@@ -10,7 +10,8 @@ class Rule:
     """How to weight K loss terms: ``rule(gram, losses)`` gives the weights of one step.
 
     A rule of your own is a subclass with a ``__call__``; if it keeps state from step to step, also with
-    :meth:`state_dict` and :meth:`load_state_dict`. For no wait on a GPU it keeps to tensor operations. ::
+    :meth:`state_dict` and :meth:`load_state_dict`. For no wait on a GPU it keeps to tensor operations, and for replay
+    in a CUDA graph it changes its state in place (:func:`kept`). ::
 
         class LoudestOnly(Rule):
             def __call__(self, gram, losses):
@@ -54,3 +55,8 @@ class Rule:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def kept(state: Tensor, new: Tensor) -> Tensor:
+    """``state`` with the values of ``new``: in place, but where it has another size or device."""
+    return state.copy_(new) if state.shape == new.shape and state.device == new.device else new
