@@ -123,6 +123,14 @@ def test_both_sizes_of_the_argument(rows: int, cuda: str) -> None:
     Case(torch.float32, ((3,),) * rows, contiguous, contiguous, terms=2, seed=4, steps=1).run(cuda)
 
 
+def test_weighted_steps_that_miss_parameters(cuda: str) -> None:
+    options = {"lr": 0.1, "amsgrad": True, "maximize": True, "weight_decay": 0.1}
+    case = Case(torch.float32, ((3, 7),), terms=1, absent=0.5, steps=8, options=options, **ONE)
+    optimizer = run_weighted(case, cuda)
+    (state,) = optimizer.state.values()
+    assert 0 < state["step"] < case.steps
+
+
 @pytest.mark.parametrize("fault", WEIGHTED_FAULTS)
 def test_faults_of_the_weighted_step_are_rejected(fault: str, cuda: str) -> None:
     case = Case(torch.float32, ((129, 33),), terms=6, steps=3, absent=0.3, **ONE)
