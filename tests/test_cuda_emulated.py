@@ -125,10 +125,10 @@ def test_both_sizes_of_the_argument(rows: int, cuda: str) -> None:
 
 def test_weighted_steps_that_miss_parameters(cuda: str) -> None:
     options = {"lr": 0.1, "amsgrad": True, "maximize": True, "weight_decay": 0.1}
-    case = Case(torch.float32, ((3, 7),), terms=1, absent=0.5, steps=8, options=options, **ONE)
+    layouts = ("contiguous", "offset")
+    case = Case(torch.float32, ((3, 7), (5,)), layouts, layouts, 1, seed=1, absent=0.5, steps=8, options=options)
     optimizer = run_weighted(case, cuda)
-    (state,) = optimizer.state.values()
-    assert 0 < state["step"] < case.steps
+    assert all(0 < state["step"] < case.steps for state in optimizer.state.values())
 
 
 @pytest.mark.parametrize("fault", WEIGHTED_FAULTS)
