@@ -92,7 +92,7 @@ struct Device {
   const int64_t* second;
   const int64_t* maximum;
   const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
-  C* partial;                  // [chunks, terms]
+  C* partial;                  // [terms, chunks] for term_norms, [terms * (terms + 1) / 2, chunks] for term_gram
   StepFactors<C>* factors;     // [rows]
   bool wants_combined;
 };
@@ -100,10 +100,11 @@ struct Device {
 // Elements of a chunk; the last of a row may be shorter.
 constexpr int64_t kChunk = 8192;
 
-enum Stage : unsigned { kTermNorms = 1, kBalance = 2, kMtadamUpdate = 4 };
+enum Stage : unsigned { kTermNorms = 1, kBalance = 2, kMtadamUpdate = 4, kTermGram = 8, kCombinedAdam = 16 };
 
-// Launches the stages asked for (bits of Stage) on the stream: three kernels for up to 4,064 addresses of gradients,
-// and three for as many again. Waits for nothing.
+// Launches the stages asked for (bits of Stage) on the stream, for each 4,064 addresses of gradients anew: a kernel for
+// each of MTAdam's stages, two for term_gram (three for more terms than one reads together) and two for combined_adam.
+// Waits for nothing.
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages);
 

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -183,6 +184,28 @@ class Work:
             if all(reached):
                 break
         return reached
+
+    @cached_property
+    def group_table(self) -> array:
+        """``Group`` of csrc/launch.h, for each group; a learning rate that lies on a device is left NaN."""
+        table = array("d")
+        for group in self.groups:
+            lr = math.nan if self.has_lr_on_device(group) else float(group.lr)
+            l2, decoupled = (0.0, group.weight_decay) if group.decoupled_weight_decay else (group.weight_decay, 0.0)
+            direction = -1.0 if group.maximize else 1.0
+            beta3, first_nonzero = group.norm_rule
+            table.extend((lr, *group.betas[:2], beta3, group.eps, l2, decoupled, direction, first_nonzero))
+        return table
+
+    @cached_property
+    def weight_table(self) -> array:
+        """[groups, K]"""
+        return array("d", chain.from_iterable(self.weights))
+
+    def has_lr_on_device(self, group: Hyperparameters) -> bool:
+        """Whether the group's learning rate is a Tensor on the table's device, not the CPU: no host must read it."""
+        device = self.table.device
+        return isinstance(group.lr, Tensor) and group.lr.device == device and device.type != "cpu"
 
     @property
     def staged(self) -> list[int]:

@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from test_golden import compare_with_trace
 from torch import Tensor, nn
 from traces import NAMES
+from training import CAPTURABLE, OPTIMIZERS, begun
+from weighted import FAULTS as WEIGHTED_FAULTS
+from weighted import run_weighted
 
 from mtadam_fused import MTAdam
 
@@ -24,22 +27,34 @@ def test_golden_trace(name: str) -> None:
     compare_with_trace(name, "cuda", "cuda")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@ANY
 @given(case=cases(device="cuda"))
 def test_any_case(case: Case) -> None:
     case.run("cuda")
+
+
+@ANY
+@given(case=cases(device="cuda"))
+def test_any_weighted_case(case: Case) -> None:
+    run_weighted(case, "cuda")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str) -> None:
     shapes = ((3,), (5, 7), (2, 3, 4, 5))
     Case(torch.float64, shapes, (layout,) * 3, (layout,) * 3, terms=2, seed=0, device="cuda").run("cuda")
+    run_weighted(Case(torch.float32, shapes, (layout,) * 3, (layout,) * 3, terms=9, seed=0, device="cuda"), "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("terms", [1, 3, 64])
+@pytest.mark.parametrize("terms", [1, 3, 8, 64])
 def test_large_tensor(dtype: torch.dtype, terms: int) -> None:
-    Case(dtype=dtype, shapes=((1000, 1025 if terms < 64 else 41),), terms=terms, steps=2, **ONE).run("cuda")
+    case = Case(dtype=dtype, shapes=((1000, 1025 if terms < 64 else 41),), terms=terms, steps=2, **ONE)
+    case.run("cuda")
+    run_weighted(case, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -52,65 +67,68 @@ def test_faults_are_rejected(dtype: torch.dtype, fault: str) -> None:
         case.run("cuda", fault=fault)
 
 
+@pytest.mark.parametrize("fault", WEIGHTED_FAULTS)
+def test_faults_of_the_weighted_step_are_rejected(fault: str) -> None:
+    case = Case(torch.float32, ((129, 33),), terms=6, steps=3, absent=0.3, **ONE)
+    run_weighted(case, "cuda")
+    with pytest.raises(TooFar):
+        run_weighted(case, "cuda", fault)
+
+
 def test_auto_takes_the_kernels() -> None:
     assert repr(MTAdam([nn.Parameter(torch.ones(2, device="cuda"))])).endswith("(cuda:0: cuda)")
 
 
-def model(lr: float | Tensor) -> tuple[list[nn.Parameter], list[list[Tensor]], MTAdam]:
-    """Some parameters, gradients of three terms, and an optimizer that has made a step."""
-    torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(n, device="cuda")) for n in (1, 7, 4097, 100_000)]
-    grads = [[10.0**k * torch.randn_like(p) for p in params] for k in range(3)]
-    optimizer = MTAdam([p.requires_grad_() for p in params], lr=lr)
-    take_step(optimizer, params, grads)
-    return params, grads, optimizer
-
-
-def take_step(optimizer: MTAdam, params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
-    for k, of_term in enumerate(grads):
-        with optimizer.term(k):
-            for p, g in zip(params, of_term, strict=True):
-                p.grad = g
-    optimizer.step()
-
-
-def test_a_step_never_waits_for_the_device() -> None:
-    params, grads, optimizer = model(torch.tensor(0.1, device="cuda"))
+@pytest.mark.parametrize("terms", [3, 8])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_never_waits_for_the_device(name: str, terms: int) -> None:
+    training = begun(name, "cuda", torch.tensor(0.1, device="cuda"), terms)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for t in range(3):
-            optimizer.param_groups[0]["eps"] = 1e-8 * (t + 1)  # a hyper-parameter that has to be copied there
-            take_step(optimizer, params, grads)
+            training.optimizer.param_groups[0]["eps"] = 1e-8 * (t + 1)  # a hyper-parameter that has to be copied there
+            training.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_graph_replay_is_the_eager_run() -> None:
+def test_a_wait_is_seen() -> None:
+    waiting = begun("MGDA", "cuda", terms=9)  # of more than eight terms, solved on the host
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            waiting.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", CAPTURABLE)
+def test_graph_replay_is_the_eager_run(name: str) -> None:
     rates = [0.1 / (t + 1) for t in range(20)]
     eager_lr, graph_lr = torch.tensor(0.1, device="cuda"), torch.tensor(0.1, device="cuda")
-    eager_params, grads, eager = model(eager_lr)
-    graph_params, graph_grads, captured = model(graph_lr)
+    eager, captured = begun(name, "cuda", eager_lr), begun(name, "cuda", graph_lr)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        take_step(captured, graph_params, graph_grads)
+        captured.step()
     for rate in rates:
         eager_lr.fill_(rate)
         graph_lr.fill_(rate)
-        take_step(eager, eager_params, grads)
+        eager.step()
         graph.replay()
-    for p, q in zip(eager_params, graph_params, strict=True):
+    for p, q in zip(eager.params, captured.params, strict=True):
         assert torch.equal(p, q)
 
 
-def test_runs_are_the_same_to_the_bit_also_on_a_side_stream() -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str) -> None:
     def run(stream: torch.cuda.Stream) -> list[Tensor]:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            params, grads, optimizer = model(0.1)
+            training = begun(name, "cuda")
             for _ in range(5):
-                take_step(optimizer, params, grads)
+                training.step()
         torch.cuda.synchronize()
-        return [p.detach() for p in params]
+        return [p.detach() for p in training.params]
 
     expected = run(torch.cuda.current_stream())
     for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):

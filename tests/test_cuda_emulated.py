@@ -17,6 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from test_golden import test_golden_trace as check_golden_trace
 from test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
 from traces import NAMES
+from training import OPTIMIZERS, begun
+from weighted import FAULTS as WEIGHTED_FAULTS
+from weighted import run_weighted
 
 from mtadam_fused.backends import CudaBackend, native
 
@@ -44,14 +47,23 @@ def test_golden_trace(name: str, cuda: str) -> None:
     check_golden_trace(name, cuda)
 
 
-@settings(
+ANY = settings(
     max_examples=EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+@ANY
 @given(case=cases())
 def test_any_case(case: Case, cuda: str) -> None:
     case.run(cuda)
+
+
+@ANY
+@given(case=cases())
+def test_any_weighted_case(case: Case, cuda: str) -> None:
+    run_weighted(case, cuda)
 
 
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
@@ -90,3 +102,49 @@ def test_faults_are_rejected(fault: str, cuda: str) -> None:
     case.run(cuda)
     with pytest.raises(TooFar):
         case.run(cuda, fault=fault)
+
+
+@pytest.mark.parametrize("terms", [1, 4, 5, 8, 9, 17])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dot_products_of_many_terms(dtype: torch.dtype, terms: int, cuda: str) -> None:
+    shapes, layouts = ((2 * 8192 + 5,), (3, 7), (0,)), ("contiguous", "offset", "contiguous")
+    run_weighted(Case(dtype, shapes, layouts, layouts, terms, seed=3, absent=0.2, steps=2), cuda)
+
+
+def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: str) -> None:
+    shapes = ((1,), (3,), (7,)) * 100
+    contiguous = ("contiguous",) * len(shapes)
+    run_weighted(Case(torch.float32, shapes, contiguous, contiguous, terms=14, seed=2, absent=0.3, steps=2), cuda)
+
+
+@pytest.mark.parametrize("rows", [240, 241])
+def test_both_sizes_of_the_argument(rows: int, cuda: str) -> None:
+    contiguous = ("contiguous",) * rows
+    Case(torch.float32, ((3,),) * rows, contiguous, contiguous, terms=2, seed=4, steps=1).run(cuda)
+
+
+def test_weighted_steps_that_miss_parameters(cuda: str) -> None:
+    options = {"lr": 0.1, "amsgrad": True, "maximize": True, "weight_decay": 0.1}
+    layouts = ("contiguous", "offset")
+    case = Case(torch.float32, ((3, 7), (5,)), layouts, layouts, 1, seed=1, absent=0.5, steps=8, options=options)
+    optimizer = run_weighted(case, cuda)
+    assert all(0 < state["step"] < case.steps for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("fault", WEIGHTED_FAULTS)
+def test_faults_of_the_weighted_step_are_rejected(fault: str, cuda: str) -> None:
+    case = Case(torch.float32, ((129, 33),), terms=6, steps=3, absent=0.3, **ONE)
+    run_weighted(case, cuda)
+    with pytest.raises(TooFar):
+        run_weighted(case, cuda, fault)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(threads: int) -> list[torch.Tensor]:
+        monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))
+        training = begun(name, "cpu")
+        training.step()
+        return [p.detach() for p in training.params]
+
+    assert all(torch.equal(p, q) for p, q in zip(run(1), run(3), strict=True))

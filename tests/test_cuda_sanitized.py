@@ -19,18 +19,22 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
-import mtadam_fused.mtadam
+from mtadam_fused import fused_optimizer
 from cases import Case
 from emulation import load
 from mtadam_fused.backends import CudaBackend, native
+from weighted import run_weighted
 native.module = load(sys.argv[1])
 backend = CudaBackend(stream=lambda _: 0)
-mtadam_fused.mtadam.choose = lambda *_: backend
+fused_optimizer.choose = lambda *_: backend
 for dtype in (torch.float32, torch.float16):
     shapes, layouts = ((0,), (1,), (3,), (4096,), (20001,)), ("contiguous",) * 5
     options = {"amsgrad": True, "weight_decay": 0.1}
     grad_layouts = (*layouts[1:], "offset")
     Case(dtype, shapes, layouts, grad_layouts, terms=3, seed=0, absent=0.2, options=options, steps=2).run("reference")
+    for terms in (3, 9):
+        case = Case(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
+        run_weighted(case, "reference")
 print("no report")
 """
 
@@ -77,12 +81,22 @@ def test_races(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "no report\n"), done.stderr
 
 
-def test_an_index_out_of_bounds_is_caught(tmp_path: Path) -> None:
-    csrc = broken(tmp_path, "cuda/term_norms.cu", "threadIdx.x < chunk.end", "threadIdx.x <= chunk.end")
+# In each kernel that touches elements, an access out of bounds.
+OVERRUNS = {
+    "term_norms": ("slice.partial_sum(k,", "slice.partial_sum(k + 1,"),
+    "mtadam_update": ("element<const G>(grad, i)", "element<const G>(grad, i + 1)"),
+    "term_gram": ("if (pair.k < slice.terms) ", ""),
+    "combined_adam": ("store_pack(second_at,", "store_pack(second_at + 1,"),
+}
+
+
+@pytest.mark.parametrize("kernel", OVERRUNS)
+def test_an_index_out_of_bounds_is_caught(kernel: str, tmp_path: Path) -> None:
+    csrc = broken(tmp_path, f"cuda/{kernel}.cu", *OVERRUNS[kernel])
     done = run(build(tmp_path, csrc, ADDRESS), "asan", "ubsan")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
-    assert "term_norms_kernel" in done.stderr
+    assert f"{kernel}_kernel" in done.stderr
 
 
 def test_a_missing_barrier_is_caught(tmp_path: Path) -> None:

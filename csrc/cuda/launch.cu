@@ -1,6 +1,6 @@
+#include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "device.cuh"
 
@@ -28,14 +28,13 @@ class OnDevice {
 
 int64_t chunks_of(const Row& row) { return (row.numel + kChunk - 1) / kChunk; }
 
-// The slice of `step` from row `first` on, of as many rows as the kernels' argument has addresses for.
-template <class C>
-void fill(Slice<C>& slice, const Step<C>& step, const Device<C>& device, int64_t first) {
-  const int64_t per_row = step.terms + (device.wants_combined ? 1 : 0);
-  const int64_t most = kMaxAddresses / per_row;
+// The argument for rows [first, first + count) of `step`.
+template <class S, class C>
+void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first, int64_t count) {
   slice.terms = step.terms;
+  slice.moments = step.moments;
   slice.first = first;
-  slice.count = step.rows - first < most ? step.rows - first : most;
+  slice.count = count;
   slice.rows = step.rows;
   slice.row = device.row;
   slice.group = device.group;
@@ -49,39 +48,54 @@ void fill(Slice<C>& slice, const Step<C>& step, const Device<C>& device, int64_t
   slice.norm = step.norm;
   slice.running = step.running;
   slice.scale = step.scale;
+  slice.gram = step.gram;
   slice.wants_combined = device.wants_combined;
-  for (int64_t i = 0; i < slice.count; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const int64_t r = first + i;
     const int64_t wide = step.grad_type[r] != step.row[r].param_type ? kWide : 0;
     for (int64_t k = 0; k < step.terms; ++k) {
       const int64_t grad = step.grad[k * step.rows + r];
-      slice.address[k * slice.count + i] = grad ? grad | wide : 0;
+      slice.address[k * count + i] = grad ? grad | wide : 0;
     }
-    if (device.wants_combined) slice.address[step.terms * slice.count + i] = step.combined[r];
+    if (device.wants_combined) slice.address[step.terms * count + i] = step.combined[r];
   }
 }
 
-template <class C>
-void launch_slice(const Slice<C>& slice, const Row* rows, unsigned stages, cudaStream_t stream) {
+template <class S>
+void launch_stages(const S& slice, int64_t chunks, unsigned stages, cudaStream_t stream) {
+  if (stages & kTermNorms) term_norms(slice, chunks, stream);
+  if (stages & kBalance) balance(slice, chunks, stream);
+  if (stages & kMtadamUpdate) mtadam_update(slice, chunks, stream);
+  if (stages & kTermGram) term_gram(slice, chunks, stream);
+  if (stages & kCombinedAdam) combined_adam(slice, chunks, stream);
+}
+
+// The stages for rows [first, first + count), in an argument of so many addresses.
+template <int64_t kAddresses, class C>
+void run_rows(const Step<C>& step, const Device<C>& device, unsigned stages, int64_t first, int64_t count) {
+  static thread_local Slice<C, kAddresses> slice;  // too large for the stack of a small thread
+  fill(slice, step, device, first, count);
   int64_t chunks = 0;
-  for (int64_t r = slice.first; r < slice.first + slice.count; ++r) chunks += chunks_of(rows[r]);
-  if (chunks && stages & kTermNorms) term_norms(slice, unsigned(chunks), stream);
-  if (stages & kBalance) balance(slice, unsigned(slice.count), stream);
-  if (chunks && stages & kMtadamUpdate) mtadam_update(slice, unsigned(chunks), stream);
-  check(cudaGetLastError(), "launching MTAdam's kernels");
+  for (int64_t r = first; r < first + count; ++r) chunks += chunks_of(step.row[r]);
+  launch_stages(slice, chunks, stages, static_cast<cudaStream_t>(device.stream));
+  check(cudaGetLastError(), "launching the CUDA kernels");
 }
 
 }  // namespace
 
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages) {
-  if (step.terms > kMaxAddresses - 1)
+  const int64_t per_row = step.terms + (device.wants_combined ? 1 : 0);
+  if (step.terms >= kMaxAddresses)
     throw std::invalid_argument("the CUDA kernels take at most " + std::to_string(kMaxAddresses - 1) + " terms");
   const OnDevice scope(device.index);
-  static thread_local Slice<C> slice;  // too large for the stack of a small thread
-  for (int64_t first = 0; first < step.rows; first += slice.count) {
-    fill(slice, step, device, first);
-    launch_slice(slice, step.row, stages, static_cast<cudaStream_t>(device.stream));
+  for (int64_t first = 0; first < step.rows;) {
+    const int64_t count = std::min(step.rows - first, kMaxAddresses / per_row);
+    if (count * per_row <= kFewAddresses)
+      run_rows<kFewAddresses>(step, device, stages, first, count);
+    else
+      run_rows<kMaxAddresses>(step, device, stages, first, count);
+    first += count;
   }
 }
 

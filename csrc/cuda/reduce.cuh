@@ -1,22 +1,37 @@
-// Sums over a block, in an order that does not change from run to run.
+// Sums over a block and over the chunks of a row, in an order that does not change from run to run.
 #pragma once
 
 #include "device.cuh"
 
 namespace mtadam::cuda {
 
-// The sum of every thread's value, to thread 0. All threads of the block take part.
-template <class T>
-__device__ inline T block_sum(T value) {
-  __shared__ T of_warp[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+// The sums over all threads of N values, the n-th to thread n. All threads of the block take part, and there are
+// Threads.
+template <int Threads = kThreads, int N, class T>
+__device__ inline T block_sums(const T (&values)[N]) {
+  static_assert(N <= Threads, "a thread for each sum");
+  __shared__ T of_warp[Threads / 32][N];
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    T value = values[n];
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32][n] = value;
+  }
   __syncthreads();
   T sum = T(0);
-  if (threadIdx.x == 0)
-    for (int warp = 0; warp < kThreads / 32; ++warp) sum += of_warp[warp];
-  __syncthreads();  // before the next sum writes of_warp
+  if (threadIdx.x < N)
+    for (int warp = 0; warp < Threads / 32; ++warp) sum += of_warp[warp][threadIdx.x];
+  __syncthreads();  // before the next sums write of_warp
   return sum;
+}
+
+// One of the partial sums of a row's chunks, added up, to thread 0 of a block of Threads.
+template <int Threads = kThreads, class S>
+__device__ inline double row_sum(const S& slice, int64_t r, int64_t number) {
+  double sum[1] = {};
+  for (int64_t c = slice.chunk_start[r] + threadIdx.x; c < slice.chunk_start[r + 1]; c += Threads)
+    sum[0] += double(slice.partial_sum(number, c));
+  return block_sums<Threads>(sum);
 }
 
 }  // namespace mtadam::cuda

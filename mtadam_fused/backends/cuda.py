@@ -1,4 +1,4 @@
-"""The native CUDA kernels: three launches a step, no synchronisation with the host.
+"""The native CUDA kernels: three launches a step, for CombinedAdam with dot products four; the host waits for nothing.
 
 What a step needs on the device is copied there when it changes: the addresses of parameters and state with the table,
 the hyper-parameters with their values. Gradients' addresses travel in the kernels' argument.
@@ -6,7 +6,8 @@ the hyper-parameters with their values. Gradients' addresses travel in the kerne
 
 from array import array
 from collections.abc import Callable
-from itertools import accumulate, chain
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from ..table import Table, Work
 from . import native
-from .native import GROUP_FIELDS, group_table, is_on_device, packed
+from .native import packed
 
-TERM_NORMS, BALANCE, MTADAM_UPDATE = 1, 2, 4  # Stage of csrc/launch.h
+TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM = 1, 2, 4, 8, 16  # Stage of csrc/launch.h
+GROUP_FIELDS = 9  # doubles of a Group in csrc/launch.h
 
 
 def status() -> tuple[bool, str]:
@@ -42,28 +44,33 @@ class DeviceTables:
 
     def __init__(self, table: Table, chunk: int) -> None:
         starts = array("q", accumulate((-(-p.numel() // chunk) for p in table.params), initial=0))
-        # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [terms, rows] addresses.
+        # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [moments, rows].
         self.row = on_device(table.row_table, torch.int64, table.device)
         self.second = on_device(table.second_table, torch.int64, table.device)
         self.maximum = on_device(table.maximum_table, torch.int64, table.device)
         self.chunk_start = on_device(starts, torch.int64, table.device)
-        self.partial = torch.empty(starts[-1] * table.terms, dtype=table.dtype, device=table.device)
         self.factors = torch.empty(4 * len(table.params), dtype=table.dtype, device=table.device)
         self.hyperparameters = torch.empty(0, dtype=torch.float64, device=table.device)
         self._copied = b""
+        # A sum of squares for each term and chunk, or a product of each pair of terms.
+        self._sums = starts[-1] * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
+
+    @cached_property
+    def partial(self) -> Tensor:
+        """Scratch for sums over chunks."""
+        return torch.empty(self._sums, dtype=self.factors.dtype, device=self.factors.device)
 
     def update(self, work: Work) -> None:
         """Brings the hyper-parameters on the device up to date: groups first, then weights."""
-        device = work.table.device
-        values = group_table(work.groups, device) + array("d", chain.from_iterable(work.weights))
-        if values.tobytes() != self._copied:
+        values = work.group_table + work.weight_table
+        if (contents := values.tobytes()) != self._copied:
             if self.hyperparameters.numel() != len(values):
-                self.hyperparameters = torch.empty(len(values), dtype=torch.float64, device=device)
+                self.hyperparameters = self.hyperparameters.new_empty(len(values))
             # From pageable memory, which the driver copies away before it returns: nothing waits or is overwritten.
             self.hyperparameters.copy_(torch.frombuffer(values, dtype=torch.float64), non_blocking=True)
-            self._copied = values.tobytes()
+            self._copied = contents
         for number, group in enumerate(work.groups):
-            if isinstance(group.lr, Tensor) and is_on_device(group.lr, device):
+            if isinstance(group.lr, Tensor) and work.has_lr_on_device(group):
                 self.hyperparameters[number * GROUP_FIELDS].copy_(group.lr)  # the first field; no host involved
 
 
@@ -89,12 +96,19 @@ class CudaBackend:
     def mtadam_step(self, work: Work) -> None:
         self._run(work, TERM_NORMS | BALANCE | MTADAM_UPDATE)
 
+    def term_gram(self, work: Work) -> None:
+        self._run(work, TERM_GRAM)
+
+    def combined_adam(self, work: Work) -> None:
+        self._run(work, COMBINED_ADAM)
+
     def _run(self, work: Work, stages: int) -> None:
         table = work.table
         tables = self._tables.get(table)
         if tables is None:
             tables = self._tables[table] = DeviceTables(table, native.module.CUDA_CHUNK)
-        tables.update(work)
+        if stages != TERM_GRAM:
+            tables.update(work)
         groups = tables.hyperparameters.data_ptr()
         device: Any = native.module.Device(
             table.device.index or 0,
@@ -105,7 +119,7 @@ class CudaBackend:
             tables.second.data_ptr(),
             tables.maximum.data_ptr(),
             tables.chunk_start.data_ptr(),
-            tables.partial.data_ptr(),
+            0 if stages == COMBINED_ADAM else tables.partial.data_ptr(),
             tables.factors.data_ptr(),
             work.combined is not None,
         )

@@ -1,19 +1,12 @@
 """The native module, and how a table's step is packed for it (see csrc/launch.h)."""
 
-import math
 from array import array
-from collections.abc import Sequence
 from importlib import import_module
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..hyperparameters import Hyperparameters
 from ..table import STORAGE_TYPES, Work, addresses
-
-GROUP_FIELDS = 9  # doubles of a Group in csrc/launch.h
 
 module: Any = None
 problem: ImportError | None = None
@@ -41,8 +34,8 @@ def packed(work: Work) -> tuple[bool, Any]:
         len(table.exp_avg_sqs),
         len(work.groups),
         table.row_table,
-        group_table(work.groups, table.device),
-        array("d", chain.from_iterable(work.weights)),
+        work.group_table,
+        work.weight_table,
         addresses(work.grads),
         types,
         table.second_table,
@@ -55,23 +48,6 @@ def packed(work: Work) -> tuple[bool, Any]:
         0 if table.per_term else table.gram.data_ptr(),
     )
     return table.dtype == torch.float64, step
-
-
-def is_on_device(lr: float | Tensor, device: torch.device) -> bool:
-    """Whether ``lr`` is a Tensor on ``device``, other than the CPU: then the host must not read it."""
-    return isinstance(lr, Tensor) and lr.device == device and device.type != "cpu"
-
-
-def group_table(groups: Sequence[Hyperparameters], device: torch.device) -> array:
-    """``Group`` of csrc/launch.h, for each group; a learning rate that lies on ``device`` is left NaN."""
-    table = array("d")
-    for group in groups:
-        lr = math.nan if is_on_device(group.lr, device) else float(group.lr)
-        l2, decoupled = (0.0, group.weight_decay) if group.decoupled_weight_decay else (group.weight_decay, 0.0)
-        direction = -1.0 if group.maximize else 1.0
-        beta3, first_nonzero = group.norm_rule
-        table.extend((lr, *group.betas[:2], beta3, group.eps, l2, decoupled, direction, first_nonzero))
-    return table
 
 
 def grad_types(work: Work) -> array:
