@@ -38,6 +38,9 @@ class CudaBackend:
         self._stream = stream or (lambda device: torch.cuda.current_stream(device).cuda_stream)
         self._tables: WeakKeyDictionary[Table, DeviceTables] = WeakKeyDictionary()
 
+    def serves(self, device: torch.device) -> bool:
+        return device.type == "cuda"
+
     def term_norms(self, work: Work) -> None:
         """Stage 1; the sums of a row's chunks become its norm in stage 2."""
         self._run(work, TERM_NORMS)

@@ -1,0 +1,175 @@
+"""The Triton kernels: for GPUs where the native CUDA kernels were not built, and for those of other vendors.
+
+A step is three launches, and two more for each further type that parameters of one arithmetic type are stored in; no
+synchronisation with the host. Gradients' addresses are copied to the device in every step.
+"""
+
+import os
+import re
+from array import array
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib import import_module
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..table import Work, addresses
+from .device import DeviceTables, Staging
+from .native import grad_types
+
+OLDEST = (3, 3)  # the first whose functions take tuples; torch 2.7 comes with it
+WIDE = 1  # see triton_kernels/memory.py
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+DEVICE_TYPES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
+
+
+@cache
+def load() -> tuple[Any, str]:
+    """The module of the kernels, and Triton's version; or None, and why not."""
+    wanted = f"install triton {'.'.join(map(str, OLDEST))} or newer"
+    try:
+        version = getattr(import_module("triton"), "__version__", "0")
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+            return None, f"Triton {version} is too old: {wanted}"
+        return import_module("mtadam_fused.triton_kernels"), version
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return None, f"Triton is missing: {wanted}"
+        return None, f"the Triton kernels do not load: {error}; reinstall mtadam_fused"
+    except ImportError as error:
+        return None, f"Triton does not load: {error}"
+
+
+def status() -> tuple[bool, str]:
+    """Whether the kernels can be used here, and their particulars or why not."""
+    kernels, found = load()
+    if kernels is None:
+        return False, found
+    if INTERPRETED:
+        return True, f"Triton {found} in its interpreter, on CPU parameters: slow, for debugging"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type not in DEVICE_TYPES:
+        return False, f"Triton {found} is here, but torch sees no GPU; TRITON_INTERPRET=1 runs it on the CPU, slowly"
+    return True, f"kernels compiled at the first step by Triton {found}"
+
+
+def address_table(work: Work) -> array:
+    """Addresses [terms + 1, rows]: of gradients, marked where wider than their parameter; of sums, or 0."""
+    table = work.table
+    types = grad_types(work)  # before the addresses: it may replace gradients
+    rows = len(table.params)
+    found = addresses([*work.grads, work.combined or [None] * rows])
+    for row, (own, param) in enumerate(zip(types, table.param_types, strict=True) if table.is_narrow else ()):
+        if own != param:
+            for pair in range(row, table.terms * rows, rows):
+                found[pair] |= WIDE if found[pair] else 0
+    return found
+
+
+def chunk_table(rows: Tensor, counts: Tensor) -> Tensor:
+    """``[chunks, 2]``: the row of each chunk, and its index in the row, for ``rows`` of so many chunks each."""
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.stack((rows.repeat_interleave(counts), torch.arange(len(first)) - first), dim=1)
+
+
+class TritonTables(DeviceTables):
+    """What the Triton kernels need on the device besides: the chunks, apart for each type of parameters."""
+
+    def __init__(self, work: Work, kernels: Any) -> None:
+        super().__init__(work, kernels.CHUNK.value)
+        table = work.table
+        language = import_module("triton.language")
+        types = [p.dtype for p in table.params]
+        counts = torch.tensor([-(-p.numel() // kernels.CHUNK.value) for p in table.params])
+        self.chunks: list[tuple[Any, Tensor]] = []
+        for dtype in dict.fromkeys(types):
+            rows = torch.tensor([row for row, of_row in enumerate(types) if of_row == dtype])
+            chunks = chunk_table(rows, counts[rows])
+            if len(chunks):
+                name = str(dtype).removeprefix("torch.")
+                self.chunks.append((getattr(language, name), chunks.to(table.device)))
+        self.staging = Staging(address_table(work), table.device)
+
+
+class Step:
+    """The kernels of one step, ready to be launched on the current stream of its device, which is current."""
+
+    def __init__(self, work: Work, tables: TritonTables, kernels: Any) -> None:
+        device = work.table.device
+        self._work, self._tables, self._kernels = work, tables, kernels
+        self._groups, self._weights = tables.hyperparameters(work)
+        self._grads = tables.staging(address_table(work)).to(device, non_blocking=True)
+        self._size = (len(work.table.params), work.table.terms)
+
+    def term_norms(self) -> None:
+        t = self._tables
+        for dtype, chunks in t.chunks:
+            self._kernels.term_norms[(len(chunks),)](
+                *(chunks, t.row, t.chunk_start, self._grads, t.partial, *self._size),
+                dtype,
+                num_warps=self._kernels.WARPS,
+            )
+
+    def balance(self) -> None:
+        t, table = self._tables, self._work.table
+        self._kernels.balance[(len(table.params),)](
+            *(t.row, self._groups, self._weights, t.chunk_start, self._grads, t.partial, t.factors),
+            *(table.steps, table.norms, table.running, table.scales, *self._size),
+            1 << (table.terms - 1).bit_length(),
+        )
+
+    def mtadam_update(self) -> None:
+        t, table = self._tables, self._work.table
+        for dtype, chunks in t.chunks:
+            self._kernels.mtadam_update[(len(chunks),)](
+                *(chunks, t.row, self._groups, self._grads, t.second, t.maximum, t.factors, table.scales, *self._size),
+                dtype,
+                num_warps=self._kernels.WARPS,
+            )
+
+
+class TritonBackend:
+    """See :class:`mtadam_fused.backends.Backend`."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        self._tables: WeakKeyDictionary[Any, TritonTables] = WeakKeyDictionary()
+
+    def serves(self, device: torch.device) -> bool:
+        return device.type in DEVICE_TYPES
+
+    def _step(self, work: Work) -> Step:
+        kernels, _ = load()
+        tables = self._tables.get(work.table)
+        if tables is None:
+            tables = self._tables[work.table] = TritonTables(work, kernels)
+        return Step(work, tables, kernels)
+
+    def term_norms(self, work: Work) -> None:
+        """Stage 1; the sums of a row's chunks become its norm in stage 2."""
+        with current(work.table.device):
+            self._step(work).term_norms()
+
+    def balance(self, work: Work) -> None:
+        with current(work.table.device):
+            self._step(work).balance()
+
+    def mtadam_update(self, work: Work) -> None:
+        with current(work.table.device):
+            self._step(work).mtadam_update()
+
+    def mtadam_step(self, work: Work) -> None:
+        with current(work.table.device):
+            step = self._step(work)
+            step.term_norms()
+            step.balance()
+            step.mtadam_update()
+
+
+def current(device: torch.device) -> AbstractContextManager:
+    """Makes ``device`` the current one: Triton launches on its current stream."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

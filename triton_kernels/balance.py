@@ -1,0 +1,79 @@
+"""Stage 2: norms from the chunks' sums, running norms, scales, and what the step multiplies by."""
+
+import triton
+import triton.language as tl
+
+from .memory import FACTORS, GROUP_FIELDS, ROW_FIELDS, kernel
+from .update_math import balance_row, step_factors
+
+SUMS = tl.constexpr(2048)  # partial sums that a program reads at once
+
+
+@triton.jit
+def norms_of(partial, first, last, is_present, TERMS: tl.constexpr, WIDTH: tl.constexpr):
+    """The norms [WIDTH] of a row's gradients from the sums of its chunks [first, last), NaN where absent."""
+    BLOCK: tl.constexpr = SUMS // WIDTH if SUMS > WIDTH else 1
+    term = tl.arange(0, WIDTH)
+    sums = tl.zeros([BLOCK, WIDTH], tl.float64)
+    start = first
+    while start < last:
+        number = start + tl.arange(0, BLOCK)
+        mask = (number < last)[:, None] & is_present[None, :]
+        sums += tl.load(partial + number[:, None] * TERMS + term[None, :], mask, other=0.0).to(tl.float64)
+        start += BLOCK
+    return tl.where(is_present, tl.sqrt(tl.sum(sums, axis=0)), float("nan"))
+
+
+@triton.jit
+def advance_step(step, factors, group, C: tl.constexpr):
+    """Counts a row's step, and writes its StepFactors; from float64, because beta^t loses digits in float32."""
+    count = tl.load(step) + 1
+    lr, beta1, beta2, eps, decay = (
+        tl.load(group),
+        tl.load(group + 1),
+        tl.load(group + 2),
+        tl.load(group + 4),
+        tl.load(group + 6),
+    )
+    computed = step_factors(lr, beta1, beta2, eps, decay, count.to(tl.float64), C)
+    tl.store(step, count)
+    for i in tl.static_range(4):
+        tl.store(factors + i, computed[i])
+
+
+@kernel
+def balance(
+    row,  # [rows] of Row
+    group,  # [groups] of Group
+    weight,  # [groups, terms] float64
+    chunk_start,  # [rows + 1] int64
+    grad,  # [terms, rows] int64: addresses, 0 where absent
+    partial,  # [chunks, terms]
+    factors,  # [rows] of StepFactors
+    steps,  # [rows] float32
+    norms,  # [rows, terms], as `running` and `scales`
+    running,
+    scales,
+    rows: tl.int64,
+    TERMS: tl.constexpr,
+    WIDTH: tl.constexpr,  # the power of 2 from TERMS on
+):
+    """A program per row."""
+    C: tl.constexpr = partial.dtype.element_ty
+    r = tl.program_id(0).to(tl.int64)
+    term = tl.arange(0, WIDTH)
+    is_term = term < TERMS
+    is_present = tl.load(grad + term * rows + r, is_term, other=0) != 0
+    first, last = tl.load(chunk_start + r), tl.load(chunk_start + r + 1)
+    norm = norms_of(partial, first, last, is_present, TERMS, WIDTH).to(C)
+    number = tl.load(row + r * ROW_FIELDS + 3)
+    of_group = group + number * GROUP_FIELDS
+    weights = tl.load(weight + number * TERMS + term, is_term, other=0.0).to(C)
+    pair = r * TERMS + term
+    before = tl.load(running + pair, is_term, other=0.0)
+    after, scale = balance_row(norm, weights, tl.load(of_group + 3).to(C), tl.load(of_group + 8) != 0, before, WIDTH)
+    tl.store(norms + pair, norm, is_term)
+    tl.store(running + pair, after, is_term)
+    tl.store(scales + pair, scale, is_term)
+    if tl.sum(is_present.to(tl.int32), axis=0) > 0:
+        advance_step(steps + r, factors + r * FACTORS, of_group, C)
