@@ -8,14 +8,20 @@ import torch
 from closeness import check_params, check_values
 from formula import Parameter, step
 from hypothesis import strategies as st
+from interpreter import INTERPRETED
 from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
 
-BACKENDS_OF_THE_CPU = ("reference", "cpu")
+BACKENDS_OF_THE_CPU = ("reference", "cpu", "triton") if INTERPRETED else ("reference", "cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
 LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
+
+
+def fewer(count: int, backend: str) -> int:
+    """So many steps, examples or elements for a backend: a tenth for Triton's interpreter, which is slow."""
+    return max(count // 10, 2) if backend == "triton" else count
 
 
 def laid_out(value: Tensor, layout: str) -> Tensor:
