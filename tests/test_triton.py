@@ -129,6 +129,22 @@ def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.status() == (False, "Triton 3.1.0+git is too old: install triton 3.3 or newer")
 
 
+def test_a_gpu_needs_a_c_compiler_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(backend, "DEVICE_TYPES", ("cuda", "xpu"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert "torch sees no GPU" in backend.status()[1]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: GPU)
+    assert backend.status()[0]
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    usable, reason = backend.status()
+    assert not usable
+    assert "install gcc" in reason
+
+
 @pytest.mark.usefixtures("fresh_load")
 def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")

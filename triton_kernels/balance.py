@@ -28,16 +28,11 @@ def norms_of(partial, first, last, is_present, TERMS: tl.constexpr, WIDTH: tl.co
 def advance_step(step, factors, group, C: tl.constexpr):
     """Counts a row's step, and writes its StepFactors; from float64, because beta^t loses digits in float32."""
     count = tl.load(step) + 1
-    lr, beta1, beta2, eps, decay = (
-        tl.load(group),
-        tl.load(group + 1),
-        tl.load(group + 2),
-        tl.load(group + 4),
-        tl.load(group + 6),
-    )
+    lr, beta1, beta2 = tl.load(group), tl.load(group + 1), tl.load(group + 2)
+    eps, decay = tl.load(group + 4), tl.load(group + 6)
     computed = step_factors(lr, beta1, beta2, eps, decay, count.to(tl.float64), C)
     tl.store(step, count)
-    for i in tl.static_range(4):
+    for i in tl.static_range(FACTORS):
         tl.store(factors + i, computed[i])
 
 
@@ -71,7 +66,8 @@ def balance(
     weights = tl.load(weight + number * TERMS + term, is_term, other=0.0).to(C)
     pair = r * TERMS + term
     before = tl.load(running + pair, is_term, other=0.0)
-    after, scale = balance_row(norm, weights, tl.load(of_group + 3).to(C), tl.load(of_group + 8) != 0, before, WIDTH)
+    beta3, first_nonzero = tl.load(of_group + 3).to(C), tl.load(of_group + 8) != 0
+    after, scale = balance_row(norm, weights, beta3, first_nonzero, before, WIDTH)
     tl.store(norms + pair, norm, is_term)
     tl.store(running + pair, after, is_term)
     tl.store(scales + pair, scale, is_term)

@@ -18,9 +18,12 @@ WARPS = 8
 WIDE = tl.constexpr(1)  # the lowest bit of a gradient's address: float32 though its parameter is narrower
 VECTOR = tl.constexpr(16)  # bytes of an address, and elements of a chunk, whose multiples are read in vectors
 
-ROW_FIELDS = tl.constexpr(5)  # of Row in csrc/launch.h
-GROUP_FIELDS = tl.constexpr(9)  # of Group there
-FACTORS = tl.constexpr(4)  # of StepFactors in csrc/update_math.h
+# Row in csrc/launch.h: param, exp_avg, numel, group, param_type.
+ROW_FIELDS = tl.constexpr(5)
+# Group there: lr, beta1, beta2, beta3, eps, l2_decay, decoupled_decay, direction, first_nonzero.
+GROUP_FIELDS = tl.constexpr(9)
+# StepFactors in csrc/update_math.h: step_size, inv_correction2, eps, decay.
+FACTORS = tl.constexpr(4)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -6,6 +6,7 @@ synchronisation with the host. Gradients' addresses are copied to the device in 
 
 import os
 import re
+import shutil
 from array import array
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -53,6 +54,8 @@ def status() -> tuple[bool, str]:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None or accelerator.type not in DEVICE_TYPES:
         return False, f"Triton {found} is here, but torch sees no GPU; TRITON_INTERPRET=1 runs it on the CPU, slowly"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return False, f"Triton {found} needs a C compiler to launch kernels: install gcc, or name one in CC"
     return True, f"kernels compiled at the first step by Triton {found}"
 
 
