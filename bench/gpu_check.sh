@@ -16,7 +16,7 @@ run() {  # run NAME COMMAND...: its output goes to NAME.log, its verdict to the 
 
 small_case() {
   for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q -m gpu tests/test_cuda.py -k "layouts" || return 1
+    compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q -m gpu tests/test_gpu.py -k "layouts" || return 1
   done
 }
 

@@ -49,7 +49,8 @@ class MTAdam(FusedOptimizer):
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
             waiting for the device.
-        backend: "auto" (the best for each device), "cuda", "cpu" or "reference".
+        backend: "auto" (the best for each device), "cuda", "triton" (for GPUs where the CUDA kernels are not built; on
+            the CPU in its interpreter, where TRITON_INTERPRET=1 is set), "cpu" or "reference".
 
     Raises:
         ValueError: a hyper-parameter out of its range, or no such backend.

@@ -1,23 +1,29 @@
 """Random cases of the optimizer: one input library for the tests of every backend."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from closeness import check_params, check_values
+from closeness import TooFar, check_params, check_values
 from formula import Parameter, step
 from hypothesis import strategies as st
+from interpreter import INTERPRETED
 from torch import Tensor, nn
 
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.fused_optimizer import FusedOptimizer
 from mtadam_fused.rules import FixedWeights
 
-BACKENDS_OF_THE_CPU = ("reference", "cpu")
+BACKENDS_OF_THE_CPU = ("reference", "cpu", "triton") if INTERPRETED else ("reference", "cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
 LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
+
+
+def fewer(count: int, backend: str) -> int:
+    """So many steps, examples or elements for a backend: a tenth for Triton's interpreter, which is slow."""
+    return max(count // 10, 2) if backend == "triton" else count
 
 
 def laid_out(value: Tensor, layout: str) -> Tensor:
@@ -79,7 +85,7 @@ class Case:
                 x.value = b.double().numpy()  # from the stored value: rounding does not add up
                 self.expect(x, {k: g.double().cpu().numpy() for k, g in of_terms.items()}, fault)
                 check_params(p.detach().cpu(), x.value, b)
-            self.check_scalars(optimizer, models)
+            self.check_scalars(optimizer, models, grads, fault)
         return optimizer
 
     def optimizer(self, params: list[nn.Parameter], backend: str) -> FusedOptimizer:
@@ -108,7 +114,10 @@ class Case:
             found.append(of_terms)
         return found
 
-    def check_scalars(self, optimizer: FusedOptimizer, models: list[Parameter]) -> None:
+    def check_scalars(
+        self, optimizer: FusedOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]], fault: str | None
+    ) -> None:
+        """Compares what the optimizer tells of the step."""
         assert isinstance(optimizer, MTAdam)
         relative = 1e-12 if self.dtype == torch.float64 else 1e-5
         norms, scales = optimizer.term_norms(), optimizer.term_scales()
@@ -123,19 +132,15 @@ class Case:
 
 @dataclass(frozen=True)
 class CombinedCase(Case):
-    """A case of CombinedAdam with fixed weights: Adam's formula, which is MTAdam's with one term, on the sum."""
+    """A case of CombinedAdam with fixed weights, and of the dot products that a rule is given.
 
-    def optimizer(self, params: list[nn.Parameter], backend: str) -> FusedOptimizer:
-        return CombinedAdam(params, FixedWeights(self.weights), backend=backend, **self.options)
+    The step is that of MTAdam's formula with one term, the weighted sum, so Adam's.
+    """
 
-    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
-        weights = self.weights or (1.0,) * self.terms
-        total = sum((weights[k] * g for k, g in grads.items()), start=np.zeros(()))
-        step(x, {0: total} if grads else {}, fault=fault, **self.options)
-
-    def check_scalars(self, optimizer: FusedOptimizer, models: list[Parameter]) -> None:
-        assert isinstance(optimizer, CombinedAdam)
-        assert [w.item() for w in optimizer.term_weights().values()] in ([], list(self.weights or [1.0] * self.terms))
+    FAULTS: ClassVar[tuple[str, ...]] = (
+        *("lr +1 %", "no bias correction", "decay after the update", "no weights"),
+        *("products without the last element", "products of other pairs", "products of absent terms"),
+    )
 
     @classmethod
     def like(cls, case: Case) -> "CombinedCase":
@@ -144,6 +149,61 @@ class CombinedCase(Case):
         options = {name: value for name, value in case.options.items() if name != "norm_init"}
         options["betas"] = options.get("betas", (0.9, 0.999))[:2]
         return cls(**values | {"options": options})
+
+    @property
+    def used(self) -> tuple[float, ...]:
+        return self.weights or tuple(0.5 + k for k in range(self.terms))
+
+    def optimizer(self, params: list[nn.Parameter], backend: str) -> FusedOptimizer:
+        rule = FixedWeights(self.used)
+        rule.needs_gram, rule.parameters = True, params
+        return CombinedAdam(params, rule, backend=backend, **self.options)
+
+    def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
+        """All of an element's gradients of one sign: where a sum cancels, float32 leaves nothing to compare."""
+        found = super().grads(random, params)
+        for of_terms in found:
+            signs = [g.sign() for g in of_terms.values()][:1]
+            for g in of_terms.values():
+                g.abs_().mul_(signs[0])
+        return found
+
+    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
+        weights = (1.0,) * self.terms if fault == "no weights" else self.used
+        total = sum((weights[k] * g for k, g in grads.items()), start=np.zeros(()))
+        step(x, {0: total} if grads else {}, fault=fault, **self.options)
+
+    def check_scalars(
+        self, optimizer: FusedOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]], fault: str | None
+    ) -> None:
+        """Compares each parameter's dot products, [K, K], with NumPy's."""
+        if not any(grads):
+            return
+        for table in optimizer._tables._tables:
+            for row, gram in zip(table.rows, table.gram.cpu().numpy(), strict=True):
+                expected, size = products(grads[row], self.terms, fault)
+                assert np.array_equal(gram, gram.T)
+                if (np.abs(gram - expected) > GRAM_RELATIVE[table.dtype] * size).any():
+                    raise TooFar(f"{gram} is not {expected}")
+
+
+# Of the sum of the products' absolute values, by arithmetic: some fifty roundings one after another.
+GRAM_RELATIVE = {torch.float64: 1e-14, torch.float32: 3e-6}
+
+
+def products(grads: dict[int, Tensor], terms: int, fault: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Dot products of a parameter's gradients, [K, K], 0 where absent; and of their absolute values."""
+    cut = -1 if fault == "products without the last element" else None
+    flat = {k: g.double().cpu().numpy().ravel()[:cut] for k, g in grads.items()}
+    found, size = np.zeros((terms, terms)), np.zeros((terms, terms))
+    for j, one in flat.items():
+        for k, other in flat.items():
+            found[j, k], size[j, k] = one @ other, np.abs(one) @ np.abs(other)
+    if fault == "products of other pairs":
+        found = np.roll(found, 1, axis=0)
+    if fault == "products of absent terms":
+        found[found == 0] = 1.0
+    return found, size
 
 
 options = st.fixed_dictionaries(

@@ -110,6 +110,7 @@ def test_report() -> None:
         torch.__version__,
         "cpu        usable",
         "reference  usable",
+        "triton  ",
         'backend="auto" takes',
         "threads, compiled by",
     ):
@@ -134,3 +135,13 @@ def test_layers_import_downwards_only() -> None:
                 if not inside_package and target in order:
                     assert order.index(target) < order.index(own), f"{path}: {line}"
     assert "from ." not in (package / "reference.py").read_text()
+
+
+def test_triton_kernels_import_nothing_of_the_package() -> None:
+    folder = Path(__file__).parent.parent / "triton_kernels"
+    own = [f".{path.stem}" for path in folder.glob("*.py")]
+    allowed = ["triton", "triton.language", "inspect", "collections.abc", "typing", *own]
+    for path in folder.glob("*.py"):
+        for line in path.read_text().splitlines():
+            if line.startswith(("import ", "from ")):
+                assert line.split()[1] in allowed, f"{path}: {line}"

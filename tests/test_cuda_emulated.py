@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, Case, cases
+from cases import DTYPES, LAYOUTS, Case, CombinedCase, cases
 from closeness import TooFar
 from emulation import build, load
 from formula import FAULTS
@@ -18,8 +18,6 @@ from test_golden import test_golden_trace as check_golden_trace
 from test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
 from traces import NAMES
 from training import OPTIMIZERS, begun
-from weighted import FAULTS as WEIGHTED_FAULTS
-from weighted import run_weighted
 
 from mtadam_fused.backends import CudaBackend, native
 
@@ -62,8 +60,8 @@ def test_any_case(case: Case, cuda: str) -> None:
 
 @ANY
 @given(case=cases())
-def test_any_weighted_case(case: Case, cuda: str) -> None:
-    run_weighted(case, cuda)
+def test_any_combined_case(case: Case, cuda: str) -> None:
+    CombinedCase.like(case).run(cuda)
 
 
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
@@ -108,13 +106,13 @@ def test_faults_are_rejected(fault: str, cuda: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dot_products_of_many_terms(dtype: torch.dtype, terms: int, cuda: str) -> None:
     shapes, layouts = ((2 * 8192 + 5,), (3, 7), (0,)), ("contiguous", "offset", "contiguous")
-    run_weighted(Case(dtype, shapes, layouts, layouts, terms, seed=3, absent=0.2, steps=2), cuda)
+    CombinedCase(dtype, shapes, layouts, layouts, terms, seed=3, absent=0.2, steps=2).run(cuda)
 
 
 def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: str) -> None:
     shapes = ((1,), (3,), (7,)) * 100
     contiguous = ("contiguous",) * len(shapes)
-    run_weighted(Case(torch.float32, shapes, contiguous, contiguous, terms=14, seed=2, absent=0.3, steps=2), cuda)
+    CombinedCase(torch.float32, shapes, contiguous, contiguous, terms=14, seed=2, absent=0.3, steps=2).run(cuda)
 
 
 @pytest.mark.parametrize("rows", [240, 241])
@@ -123,27 +121,28 @@ def test_both_sizes_of_the_argument(rows: int, cuda: str) -> None:
     Case(torch.float32, ((3,),) * rows, contiguous, contiguous, terms=2, seed=4, steps=1).run(cuda)
 
 
-def test_weighted_steps_that_miss_parameters(cuda: str) -> None:
+def test_combined_steps_that_miss_parameters(cuda: str) -> None:
     options = {"lr": 0.1, "amsgrad": True, "maximize": True, "weight_decay": 0.1}
     layouts = ("contiguous", "offset")
-    case = Case(torch.float32, ((3, 7), (5,)), layouts, layouts, 1, seed=1, absent=0.5, steps=8, options=options)
-    optimizer = run_weighted(case, cuda)
+    case = CombinedCase(torch.float32, ((3, 7), (5,)), layouts, layouts, 1, 1, absent=0.5, steps=8, options=options)
+    optimizer = case.run(cuda)
     assert all(0 < state["step"] < case.steps for state in optimizer.state.values())
 
 
-@pytest.mark.parametrize("fault", WEIGHTED_FAULTS)
-def test_faults_of_the_weighted_step_are_rejected(fault: str, cuda: str) -> None:
-    case = Case(torch.float32, ((129, 33),), terms=6, steps=3, absent=0.3, **ONE)
-    run_weighted(case, cuda)
+@pytest.mark.parametrize("fault", CombinedCase.FAULTS)
+def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: str) -> None:
+    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
+    case = CombinedCase(torch.float32, ((129, 33),), terms=6, options=options, steps=3, absent=0.3, **ONE)
+    case.run(cuda)
     with pytest.raises(TooFar):
-        run_weighted(case, cuda, fault)
+        case.run(cuda, fault=fault)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(threads: int) -> list[torch.Tensor]:
         monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))
-        training = begun(name, "cpu")
+        training = begun(name, "cpu", cuda)
         training.step()
         return [p.detach() for p in training.params]
 

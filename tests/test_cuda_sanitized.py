@@ -20,10 +20,9 @@ sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
 from mtadam_fused import fused_optimizer
-from cases import Case
+from cases import Case, CombinedCase
 from emulation import load
 from mtadam_fused.backends import CudaBackend, native
-from weighted import run_weighted
 native.module = load(sys.argv[1])
 backend = CudaBackend(stream=lambda _: 0)
 fused_optimizer.choose = lambda *_: backend
@@ -33,8 +32,8 @@ for dtype in (torch.float32, torch.float16):
     grad_layouts = (*layouts[1:], "offset")
     Case(dtype, shapes, layouts, grad_layouts, terms=3, seed=0, absent=0.2, options=options, steps=2).run("reference")
     for terms in (3, 9):
-        case = Case(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
-        run_weighted(case, "reference")
+        case = CombinedCase(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
+        case.run("reference")
 print("no report")
 """
 

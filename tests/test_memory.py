@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from cases import fewer
 from torch import nn
 
 from mtadam_fused import CombinedAdam, MTAdam
@@ -36,14 +37,14 @@ print((peak - held) / n)
 @pytest.mark.parametrize("terms", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_bytes_of_state(terms: int, dtype: torch.dtype, backend: str) -> None:
-    p = nn.Parameter(torch.randn(1000, 1000).to(dtype))
+    p = nn.Parameter(torch.randn(fewer(1000, backend), 100).to(dtype))
     optimizer = MTAdam([p], backend=backend)
     optimizer.backward([p.sum() for _ in range(terms)])
     optimizer.step()
     storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in optimizer.state[p].values()}
     size = 8 if dtype == torch.float64 else 4
     per_element = size * (terms + 1)
-    assert per_element <= sum(storages.values()) / p.numel() <= per_element + 0.001
+    assert per_element <= sum(storages.values()) / p.numel() <= per_element + 100 / p.numel()
     combined = CombinedAdam([p], PCGrad(), backend=backend)
     combined.backward([p.sum() for _ in range(terms)])
     combined.step()

@@ -50,11 +50,17 @@ import sys
 # An editable install's finder would lend the wheel the modules that it lacks.
 sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 import torch, mtadam_fused
+BACKEND = "auto"
 p = torch.nn.Parameter(torch.ones(3))
-optimizer = mtadam_fused.MTAdam([p], lr=0.5)
+optimizer = mtadam_fused.MTAdam([p], lr=0.5, backend=BACKEND)
 optimizer.backward([p.sum()]); optimizer.step()
 print(mtadam_fused.__file__, [round(x, 6) for x in p.tolist()], repr(optimizer).splitlines()[-1])
 """
+
+# The same on the Triton kernels, which the wheel has as a package of its own.
+TRITON_STEP = STEP.replace("import sys", "import os, sys; os.environ['TRITON_INTERPRET'] = '1'").replace(
+    "auto", "triton"
+)
 
 
 def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None:
@@ -62,11 +68,17 @@ def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("mtadam_fused/_C.") for name in names)
     assert "mtadam_fused/py.typed" in names
-    assert not any(name.startswith(("tests", "bench", "csrc")) for name in names)
+    kernels = {path.name for path in (ROOT / "triton_kernels").glob("*.py")}
+    assert kernels == {Path(name).name for name in names if name.startswith("mtadam_fused/triton_kernels/")}
+    assert not any(name.startswith(("tests", "bench", "csrc", "triton_kernels")) for name in names)
     run = run_from(wheel, tmp_path / "installed", STEP)
     assert run.returncode == 0, run.stderr
     assert str(tmp_path) in run.stdout
     assert "(cpu: cpu)" in run.stdout
+    run = run_from(wheel, tmp_path / "installed", TRITON_STEP)
+    assert run.returncode == 0, run.stderr
+    assert str(tmp_path) in run.stdout
+    assert "(cpu: triton)" in run.stdout
 
 
 def test_without_a_compiler_it_installs_says_so_and_runs(unpacked: Path, tmp_path: Path) -> None:

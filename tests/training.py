@@ -8,18 +8,16 @@ from torch import Tensor, nn
 
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.fused_optimizer import FusedOptimizer
-from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad
+from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float | Tensor], FusedOptimizer]] = {
-    "MTAdam": lambda params, lr: MTAdam(params, lr=lr),
-    "fixed": lambda params, lr: CombinedAdam(params, FixedWeights(), lr=lr),
-    "normalization": lambda params, lr: CombinedAdam(params, GradientNormalization(), lr=lr),
-    "MGDA": lambda params, lr: CombinedAdam(params, MGDA(), lr=lr),
-    "PCGrad": lambda params, lr: CombinedAdam(params, PCGrad(seed=0), lr=lr),
-    "GradNorm": lambda params, lr: CombinedAdam(params, GradNorm(), lr=lr),
+RULES: dict[str, Callable[[], Rule]] = {
+    "fixed": FixedWeights,
+    "normalization": GradientNormalization,
+    "MGDA": MGDA,
+    "PCGrad": lambda: PCGrad(seed=0),
+    "GradNorm": GradNorm,
 }
-# The others keep something from step to step on the host, or in tensors that a step replaces.
-CAPTURABLE = ("MTAdam", "fixed", "normalization", "MGDA")
+OPTIMIZERS = ("MTAdam", *RULES)
 
 
 @dataclass
@@ -31,19 +29,25 @@ class Training:
     losses: list[Tensor]
     optimizer: FusedOptimizer
 
-    def step(self) -> None:
+    def step(self, times: float = 1.0) -> None:
+        """A step, on gradients so many times as large."""
         for k, (of_term, loss) in enumerate(zip(self.grads, self.losses, strict=True)):
             with self.optimizer.term(k, loss):
                 for p, g in zip(self.params, of_term, strict=True):
-                    p.grad = g
+                    p.grad = times * g
         self.optimizer.step()
 
 
-def begun(name: str, device: str, lr: float | Tensor = 0.1, terms: int = 3) -> Training:
+def begun(name: str, device: str, backend: str, lr: float | Tensor = 0.1, terms: int = 3) -> Training:
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(n, device=device)) for n in (1, 7, 4097, 100_000)]
     grads = [[10.0 ** (k % 3) * torch.randn_like(p) for p in params] for k in range(terms)]
     losses = [torch.rand((), device=device) for _ in range(terms)]
-    training = Training(params, grads, losses, OPTIMIZERS[name](params, lr))
+    optimizer: FusedOptimizer
+    if name == "MTAdam":
+        optimizer = MTAdam(params, lr=lr, backend=backend)
+    else:
+        optimizer = CombinedAdam(params, RULES[name](), lr=lr, backend=backend)
+    training = Training(params, grads, losses, optimizer)
     training.step()
     return training

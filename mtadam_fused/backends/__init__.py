@@ -4,5 +4,7 @@ from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
 from .registry import BACKENDS, Backend, Status, choose, statuses
+from .triton import TritonBackend
 
-__all__ = ["BACKENDS", "Backend", "CpuBackend", "CudaBackend", "ReferenceBackend", "Status", "choose", "statuses"]
+__all__ = ["BACKENDS", "Backend", "CpuBackend", "CudaBackend", "ReferenceBackend", "Status", "TritonBackend"]
+__all__ += ["choose", "statuses"]

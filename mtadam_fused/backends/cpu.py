@@ -1,5 +1,7 @@
 """The native CPU kernels."""
 
+import torch
+
 from ..table import Work
 from . import native
 from .native import packed
@@ -17,6 +19,9 @@ class CpuBackend:
     """See :class:`mtadam_fused.backends.Backend`."""
 
     name = "cpu"
+
+    def serves(self, device: torch.device) -> bool:
+        return device.type == "cpu"
 
     def term_norms(self, work: Work) -> None:
         native.module.term_norms(*packed(work))

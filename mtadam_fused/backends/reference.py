@@ -11,10 +11,18 @@ from .. import reference
 from ..table import Work
 
 
+def status() -> tuple[bool, str]:
+    """It can be used everywhere."""
+    return True, "pure PyTorch, any device"
+
+
 class ReferenceBackend:
     """See :class:`mtadam_fused.backends.Backend`."""
 
     name = "reference"
+
+    def serves(self, device: torch.device) -> bool:
+        return True
 
     def term_norms(self, work: Work) -> None:
         grads = list(zip(*work.grads, strict=True))

@@ -1,7 +1,7 @@
 """Which backends there are, whether each can be used here, and which one "auto" takes."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -9,16 +9,19 @@ from typing import Protocol
 import torch
 
 from ..table import Work
-from . import cpu, cuda, reference
+from . import cpu, cuda, reference, triton
 
 
 class Backend(Protocol):
-    """The kernels of MTAdam and CombinedAdam for one kind of device.
+    """The kernels of MTAdam and CombinedAdam for some types of devices.
 
     Each takes a :class:`~mtadam_fused.table.Work` and changes its table in place.
     """
 
     name: str
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether the kernels are for parameters on ``device``, be they usable here or not."""
 
     def term_norms(self, work: Work) -> None:
         """Stage 1: fills ``table.norms`` from the gradients."""
@@ -48,19 +51,24 @@ class Status:
     reason: str
 
 
-# By name; a backend of kernels has the name of the type of device that it serves, the reference serves all.
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {"reference": reference.ReferenceBackend(), "cpu": cpu.CpuBackend(), "cuda": cuda.CudaBackend()}
+    {
+        "cuda": cuda.CudaBackend(),
+        "triton": triton.TritonBackend(),
+        "cpu": cpu.CpuBackend(),
+        "reference": reference.ReferenceBackend(),
+    }
 )
+STATUS: Mapping[str, Callable[[], tuple[bool, str]]] = MappingProxyType(
+    {"cuda": cuda.status, "triton": triton.status, "cpu": cpu.status, "reference": reference.status}
+)
+# What "auto" tries, best first. An interpreter never is the best.
+AUTO = tuple(name for name in BACKENDS if not (name == "triton" and triton.INTERPRETED))
 
 
 def statuses() -> dict[str, Status]:
     """Every backend's status, best first for the devices that it serves."""
-    return {
-        "cuda": Status(*cuda.status()),
-        "cpu": Status(*cpu.status()),
-        "reference": Status(True, "pure PyTorch, any device"),
-    }
+    return {name: Status(*status()) for name, status in STATUS.items()}
 
 
 def choose(requested: str, device: torch.device) -> Backend:
@@ -75,22 +83,19 @@ def choose(requested: str, device: torch.device) -> Backend:
     """
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"backend is {requested!r}; it must be one of auto, {', '.join(BACKENDS)}")
-    if requested == "reference":
-        return BACKENDS[requested]
-    status = statuses().get(device.type)
-    if status is None or requested not in ("auto", device.type):
-        problem = f"it has no kernels for parameters on {device}"
-    elif status.usable:
-        return BACKENDS[device.type]
-    else:
-        problem = status.reason
-    if requested != "auto":
+    names = AUTO if requested == "auto" else (requested,)
+    found = {name: Status(*STATUS[name]()) for name in names if BACKENDS[name].serves(device)}
+    problems = [status.reason for status in found.values() if not status.usable]
+    problem = "; ".join(problems) or f"it has no kernels for parameters on {device}"
+    usable = next((name for name, status in found.items() if status.usable), None)
+    if usable is None:
         raise RuntimeError(
             f"backend {requested!r} cannot be used: {problem}; use backend='auto' or backend='reference'"
         )
-    warnings.warn(
-        f"mtadam_fused runs its slow pure-PyTorch reference on {device}: {problem}. See `python -m mtadam_fused`; "
-        "backend='reference' asks for it without this warning.",
-        stacklevel=2,
-    )
-    return BACKENDS["reference"]
+    if usable == "reference" != requested:
+        warnings.warn(
+            f"mtadam_fused runs its slow pure-PyTorch reference on {device}: {problem}. See `python -m mtadam_fused`; "
+            "backend='reference' asks for it without this warning.",
+            stacklevel=2,
+        )
+    return BACKENDS[usable]

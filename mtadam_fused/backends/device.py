@@ -1,0 +1,114 @@
+"""What the backends of GPU kernels share: copies of a step's tables on the device, made without waiting for it.
+
+What a step needs on the device is copied there when it changes: the addresses of parameters and state with the table,
+the hyper-parameters with their values.
+"""
+
+from array import array
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ..table import Work
+
+GROUP_FIELDS = 9  # doubles of a Group in csrc/launch.h
+CAPTURES = 16  # steps that can be captured in CUDA graphs without a step outside of one between
+DTYPES = {"q": torch.int64, "d": torch.float64}  # of arrays
+
+
+def on_device(values: array, device: torch.device) -> Tensor:
+    """A copy of ``values`` on ``device``."""
+    return torch.frombuffer(values, dtype=DTYPES[values.typecode]).to(device, copy=True)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream of ``device`` is being captured in a CUDA graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+class Staging:
+    """Host memory for copies to a device that the host does not wait for: pinned, and left alone until they are done.
+
+    A copy that is captured in a CUDA graph reads the host's memory again at every replay, so it has memory of its own,
+    kept as long as this object. None can be allocated during a capture: it is set aside before.
+    """
+
+    def __init__(self, values: array, device: torch.device) -> None:
+        """``values`` are like those to come."""
+        self._device = device
+        self._like = torch.frombuffer(values, dtype=DTYPES[values.typecode]).clone()
+        self._captured: list[Tensor] = []
+        self._spare: list[Tensor] = []
+        self._set_aside()
+
+    def _set_aside(self) -> None:
+        if not self._spare and self._device.type == "cuda":
+            self._spare = list(self._like.new_empty((CAPTURES, len(self._like)), pin_memory=True))
+
+    def __call__(self, values: array) -> Tensor:
+        """``values`` where a copy to the device can start from, on its current stream, with ``non_blocking=True``.
+
+        Raises:
+            RuntimeError: more than CAPTURES steps were captured in a row.
+        """
+        host = torch.frombuffer(values, dtype=self._like.dtype)
+        if self._device.type == "cpu":
+            return host
+        if not is_capturing(self._device):
+            self._set_aside()
+            return host.pin_memory()  # of the caching allocator, which waits for the copy before it reuses the memory
+        if not self._spare:
+            raise RuntimeError(
+                f"{CAPTURES} steps were captured in CUDA graphs in a row; make one outside of a capture, then go on"
+            )
+        self._captured.append(self._spare.pop())
+        return self._captured[-1].copy_(host)
+
+
+class DeviceTables:
+    """A table's addresses on its device, the kernels' scratch, and the hyper-parameters that were last copied there."""
+
+    def __init__(self, work: Work, chunk: int) -> None:
+        table = work.table
+        if is_capturing(table.device):
+            raise RuntimeError("make a first step outside of the CUDA graph: it allocates what the kernels need")
+        starts = array("q", accumulate((-(-p.numel() // chunk) for p in table.params), initial=0))
+        # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [moments, rows].
+        self.row = on_device(table.row_table, table.device)
+        self.second = on_device(table.second_table, table.device)
+        self.maximum = on_device(table.maximum_table, table.device)
+        self.chunk_start = on_device(starts, table.device)
+        self.factors = torch.empty(4 * len(table.params), dtype=table.dtype, device=table.device)
+        # A sum of squares for each term and chunk, or a product of each pair of terms.
+        self._sums = starts[-1] * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
+        values = work.group_table + work.weight_table
+        self._hyperparameters = on_device(values, table.device)
+        self._copied = values.tobytes()
+        self._staging = Staging(values, table.device)
+
+    @cached_property
+    def partial(self) -> Tensor:
+        """Scratch for sums over chunks."""
+        return torch.empty(self._sums, dtype=self.factors.dtype, device=self.factors.device)
+
+    def hyperparameters(self, work: Work) -> tuple[Tensor, Tensor]:
+        """What ``work`` has of them, on the device: groups [groups * GROUP_FIELDS] and weights [groups * terms]."""
+        device = work.table.device
+        values = work.group_table + work.weight_table
+        if is_capturing(device):  # a graph has its own, whatever the steps between its replays leave here
+            current = self._staging(values).to(device, non_blocking=True)
+        else:
+            current = self._hyperparameters
+            if values.tobytes() != self._copied:
+                current.copy_(self._staging(values), non_blocking=True)
+                self._copied = values.tobytes()
+        groups, weights = current.tensor_split([GROUP_FIELDS * len(work.groups)])
+        for number, group in enumerate(work.groups):
+            if isinstance(group.lr, Tensor) and work.has_lr_on_device(group):
+                groups[number * GROUP_FIELDS].copy_(group.lr.reshape(()))  # the first field; no host involved
+        return groups, weights

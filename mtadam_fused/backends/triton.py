@@ -1,0 +1,195 @@
+"""The Triton kernels: for GPUs where the native CUDA kernels were not built, and for those of other vendors.
+
+A step is three launches, and two more for each further type that parameters of one arithmetic type are stored in; no
+synchronisation with the host. Gradients' addresses are copied to the device in every step.
+"""
+
+import os
+import re
+import shutil
+from array import array
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, cached_property
+from importlib import import_module
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..table import Work, addresses
+from .device import DeviceTables, Staging
+from .native import grad_types
+
+OLDEST = (3, 3)  # the first whose functions take tuples; torch 2.7 comes with it
+WIDE = 1  # see triton_kernels/memory.py
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+DEVICE_TYPES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
+
+
+@cache
+def load() -> tuple[Any, str]:
+    """The module of the kernels, and Triton's version; or None, and why not."""
+    wanted = f"install triton {'.'.join(map(str, OLDEST))} or newer"
+    try:
+        version = getattr(import_module("triton"), "__version__", "0")
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+            return None, f"Triton {version} is too old: {wanted}"
+        return import_module("mtadam_fused.triton_kernels"), version
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return None, f"Triton is missing: {wanted}"
+        return None, f"the Triton kernels do not load: {error}; reinstall mtadam_fused"
+    except ImportError as error:
+        return None, f"Triton does not load: {error}"
+
+
+def status() -> tuple[bool, str]:
+    """Whether the kernels can be used here, and their particulars or why not."""
+    kernels, found = load()
+    if kernels is None:
+        return False, found
+    if INTERPRETED:
+        return True, f"Triton {found} in its interpreter, on CPU parameters: slow, for debugging"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type not in DEVICE_TYPES:
+        return False, f"Triton {found} is here, but torch sees no GPU; TRITON_INTERPRET=1 runs it on the CPU, slowly"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return False, f"Triton {found} needs a C compiler to launch kernels: install gcc, or name one in CC"
+    return True, f"kernels compiled at the first step by Triton {found}"
+
+
+def address_table(work: Work) -> array:
+    """Addresses [terms + 1, rows]: of gradients, marked where wider than their parameter; of sums, or 0."""
+    table = work.table
+    types = grad_types(work)  # before the addresses: it may replace gradients
+    rows = len(table.params)
+    found = addresses([*work.grads, work.combined or [None] * rows])
+    for row, (own, param) in enumerate(zip(types, table.param_types, strict=True) if table.is_narrow else ()):
+        if own != param:
+            for pair in range(row, table.terms * rows, rows):
+                found[pair] |= WIDE if found[pair] else 0
+    return found
+
+
+def chunk_table(rows: Tensor, counts: Tensor) -> Tensor:
+    """``[chunks, 2]``: the row of each chunk, and its index in the row, for ``rows`` of so many chunks each."""
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.stack((rows.repeat_interleave(counts), torch.arange(len(first)) - first), dim=1)
+
+
+class TritonTables(DeviceTables):
+    """What the Triton kernels need on the device besides: the chunks, apart for each type of parameters."""
+
+    def __init__(self, work: Work, kernels: Any) -> None:
+        super().__init__(work, kernels.CHUNK.value)
+        table = work.table
+        language = import_module("triton.language")
+        types = [p.dtype for p in table.params]
+        counts = torch.tensor([-(-p.numel() // kernels.CHUNK.value) for p in table.params])
+        self.chunks: list[tuple[Any, Tensor]] = []
+        for dtype in dict.fromkeys(types):
+            rows = torch.tensor([row for row, of_row in enumerate(types) if of_row == dtype])
+            chunks = chunk_table(rows, counts[rows])
+            if len(chunks):
+                name = str(dtype).removeprefix("torch.")
+                self.chunks.append((getattr(language, name), chunks.to(table.device)))
+        self.staging = Staging(address_table(work), table.device)
+
+
+class Step:
+    """The kernels of one step, ready to be launched on the current stream of its device, which is current."""
+
+    def __init__(self, work: Work, tables: TritonTables, kernels: Any) -> None:
+        self._work, self._tables, self._kernels = work, tables, kernels
+        self._grads = tables.staging(address_table(work)).to(work.table.device, non_blocking=True)
+        self._size = (len(work.table.params), work.table.terms)
+        self._width = 1 << (work.table.terms - 1).bit_length()
+
+    @cached_property
+    def _hyperparameters(self) -> tuple[Tensor, Tensor]:
+        return self._tables.hyperparameters(self._work)
+
+    def term_norms(self) -> None:
+        t = self._tables
+        self._for_chunks(self._kernels.term_norms, t.row, t.chunk_start, self._grads, t.partial, *self._size)
+
+    def balance(self) -> None:
+        t, table = self._tables, self._work.table
+        self._kernels.balance[(len(table.params),)](
+            *(t.row, *self._hyperparameters, t.chunk_start, self._grads, t.partial, t.factors),
+            *(table.steps, table.norms, table.running, table.scales, *self._size, self._width),
+        )
+
+    def mtadam_update(self) -> None:
+        self._update(self._kernels.mtadam_update)
+
+    def term_gram(self) -> None:
+        t, table = self._tables, self._work.table
+        sizes = (*self._size, self._width)
+        self._for_chunks(self._kernels.term_gram, t.row, t.chunk_start, self._grads, t.partial, *sizes)
+        self._kernels.fold_gram[(len(table.params),)](t.chunk_start, t.partial, table.gram, table.terms, self._width)
+
+    def combined_adam(self) -> None:
+        t, table = self._tables, self._work.table
+        self._kernels.begin_step[(len(table.params),)](
+            t.row, self._hyperparameters[0], self._grads, t.factors, table.steps, *self._size
+        )
+        self._update(self._kernels.combined_adam)
+
+    def _update(self, kernel: Any) -> None:
+        t, scales = self._tables, self._work.table.scales
+        moments = (t.second, t.maximum)
+        self._for_chunks(kernel, t.row, self._hyperparameters[0], self._grads, *moments, t.factors, scales, *self._size)
+
+    def _for_chunks(self, kernel: Any, *arguments: Any) -> None:
+        """A launch for each type of parameters, a program for each chunk."""
+        for dtype, chunks in self._tables.chunks:
+            kernel[(len(chunks),)](chunks, *arguments, dtype, num_warps=self._kernels.WARPS)
+
+
+class TritonBackend:
+    """See :class:`mtadam_fused.backends.Backend`."""
+
+    name = "triton"
+
+    def __init__(self) -> None:
+        self._tables: WeakKeyDictionary[Any, TritonTables] = WeakKeyDictionary()
+
+    def serves(self, device: torch.device) -> bool:
+        return device.type in DEVICE_TYPES
+
+    def term_norms(self, work: Work) -> None:
+        """Stage 1; the sums of a row's chunks become its norm in stage 2."""
+        self._run(work, Step.term_norms)
+
+    def balance(self, work: Work) -> None:
+        self._run(work, Step.balance)
+
+    def mtadam_update(self, work: Work) -> None:
+        self._run(work, Step.mtadam_update)
+
+    def mtadam_step(self, work: Work) -> None:
+        self._run(work, Step.term_norms, Step.balance, Step.mtadam_update)
+
+    def term_gram(self, work: Work) -> None:
+        self._run(work, Step.term_gram)
+
+    def combined_adam(self, work: Work) -> None:
+        self._run(work, Step.combined_adam)
+
+    def _run(self, work: Work, *stages: Callable[[Step], None]) -> None:
+        kernels, _ = load()
+        with current(work.table.device):
+            tables = self._tables.get(work.table)
+            if tables is None:
+                tables = self._tables[work.table] = TritonTables(work, kernels)
+            step = Step(work, tables, kernels)
+            for stage in stages:
+                stage(step)
+
+
+def current(device: torch.device) -> AbstractContextManager:
+    """Makes ``device`` the current one: Triton launches on its current stream."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)

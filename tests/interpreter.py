@@ -1,0 +1,31 @@
+"""Turns on Triton's interpreter where there is no GPU; to be imported before ``mtadam_fused``."""
+
+import os
+
+import torch
+
+
+def turn_on() -> bool:
+    """Whether the Triton kernels run on the CPU from now on; where there is a GPU they run on that alone."""
+    if torch.cuda.is_available():
+        return False
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        from triton.language import bfloat16
+        from triton.runtime import interpreter
+    except ImportError:
+        return False
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def rounding_cast(self, src, dst_type):
+        """To bfloat16 the interpreter (of Triton 3.6) cuts digits off, where GPUs round; as they do here."""
+        if dst_type.scalar is not bfloat16:
+            return cast(self, src, dst_type)
+        rounded = torch.from_numpy(src.data).bfloat16().view(torch.uint16).numpy()
+        return interpreter.TensorHandle(rounded, bfloat16)
+
+    interpreter.InterpreterBuilder.cast_impl = rounding_cast
+    return True
+
+
+INTERPRETED = turn_on()

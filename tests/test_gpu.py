@@ -1,0 +1,181 @@
+"""Every backend with kernels for GPUs, on one: ``pytest -m gpu``. One that cannot be used there is skipped."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, Case, CombinedCase, cases
+from closeness import TooFar
+from formula import FAULTS
+from hypothesis import HealthCheck, given, settings
+from test_golden import compare_with_trace
+from torch import Tensor, nn
+from traces import NAMES
+from training import OPTIMIZERS, begun
+
+from mtadam_fused import MTAdam
+from mtadam_fused.backends import statuses
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1, "device": "cuda"}
+ANY = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    status = statuses()[request.param]
+    if not status.usable:
+        pytest.skip(status.reason)
+    return request.param
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_trace(name: str, backend: str) -> None:
+    compare_with_trace(name, backend, "cuda")
+
+
+@ANY
+@given(case=cases(device="cuda"))
+def test_any_case(case: Case, backend: str) -> None:
+    case.run(backend)
+
+
+@ANY
+@given(case=cases(device="cuda"))
+def test_any_combined_case(case: Case, backend: str) -> None:
+    CombinedCase.like(case).run(backend)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, backend: str) -> None:
+    case = Case(torch.float64, ((3,), (5, 7), (2, 3, 4, 5)), (layout,) * 3, (layout,) * 3, 2, seed=0, device="cuda")
+    case.run(backend)
+    CombinedCase.like(case).run(backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("terms", [1, 3, 8, 64])
+def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
+    case = Case(dtype=dtype, shapes=((1000, 1025 if terms < 64 else 41),), terms=terms, steps=2, **ONE)
+    case.run(backend)
+    CombinedCase.like(case).run(backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
+    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
+    case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case.run(backend)
+    with pytest.raises(TooFar):
+        case.run(backend, fault=fault)
+
+
+@pytest.mark.parametrize("fault", CombinedCase.FAULTS)
+def test_faults_of_the_combined_step_are_rejected(fault: str, backend: str) -> None:
+    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
+    case = CombinedCase(torch.float32, ((129, 33),), terms=6, options=options, steps=3, absent=0.3, **ONE)
+    case.run(backend)
+    with pytest.raises(TooFar):
+        case.run(backend, fault=fault)
+
+
+def test_auto_takes_the_best_kernels() -> None:
+    best = "cuda" if statuses()["cuda"].usable else "triton"
+    assert repr(MTAdam([nn.Parameter(torch.ones(2, device="cuda"))])).endswith(f"(cuda:0: {best})")
+
+
+@contextmanager
+def waiting_raises() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("terms", [3, 8])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_never_waits_for_the_device(name: str, terms: int, backend: str) -> None:
+    training = begun(name, "cuda", backend, torch.tensor([0.1], device="cuda"), terms)
+    with waiting_raises():
+        for t in range(3):
+            training.optimizer.param_groups[0]["eps"] = 1e-8 * (t + 1)  # a hyper-parameter that has to be copied there
+            training.step()
+
+
+def test_a_wait_is_seen(backend: str) -> None:
+    training = begun("MGDA", "cuda", backend, terms=9)  # of more than eight terms, solved on the host
+    with waiting_raises(), pytest.raises(RuntimeError, match="synchronizing"):
+        training.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_graph_replay_is_the_eager_run(name: str, backend: str) -> None:
+    rates = [0.1 / (t + 1) for t in range(20)]
+    eager_lr, graph_lr = torch.tensor(0.1, device="cuda"), torch.tensor(0.1, device="cuda")
+    eager, captured = begun(name, "cuda", backend, eager_lr), begun(name, "cuda", backend, graph_lr)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for rate in rates:
+        eager_lr.fill_(rate)
+        graph_lr.fill_(rate)
+        eager.step()
+        graph.replay()
+    for p, q in zip(eager.params, captured.params, strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_graph_keeps_its_hyperparameters_and_gradients_whatever_is_done_between_replays(backend: str) -> None:
+    def run(replayed: bool) -> list[nn.Parameter]:
+        training = begun("MTAdam", "cuda", backend, 0.1)
+        group = training.optimizer.param_groups[0]
+        graph = torch.cuda.CUDAGraph()
+        group["lr"] = 0.05
+        if replayed:
+            with torch.cuda.graph(graph):
+                training.step()
+        for _ in range(3):
+            group["lr"] = 0.05
+            graph.replay() if replayed else training.step()
+            group["lr"] = 0.2
+            training.step(times=2.0)
+        return training.params
+
+    for p, q in zip(run(True), run(False), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: str) -> None:
+    def run(stream: torch.cuda.Stream) -> list[Tensor]:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            training = begun(name, "cuda", backend)
+            for _ in range(5):
+                training.step()
+        torch.cuda.synchronize()
+        return [p.detach() for p in training.params]
+
+    expected = run(torch.cuda.current_stream())
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        assert all(torch.equal(p, q) for p, q in zip(run(stream), expected, strict=True))
+
+
+def test_more_elements_than_32_bits_count(backend: str) -> None:
+    n = 2**31 + 5
+    if torch.cuda.mem_get_info()[0] < 20 * n:
+        pytest.skip("needs 43 GB of free device memory")
+    p = nn.Parameter(torch.zeros(n, device="cuda"))
+    optimizer = MTAdam([p], lr=0.5, backend=backend)
+    with optimizer.term(0):
+        p.grad = torch.ones(n, device="cuda")
+    optimizer.step()
+    assert bool((p.detach() == -0.5).all())
+    assert optimizer.term_norms()[0].item() == pytest.approx(n**0.5)
