@@ -42,7 +42,8 @@ __device__ inline void update(Elements<V, P, G>, const S& slice, int64_t i, cons
 
 // The step, a block per chunk.
 template <class S>
-__global__ void __launch_bounds__(kThreads) combined_adam_kernel(const __grid_constant__ S slice) {
+__global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
+    combined_adam_kernel(const __grid_constant__ S slice) {
   update_rows(slice, [&](auto elements, int64_t i, const auto& row) { update(elements, slice, i, row); });
 }
 

@@ -38,7 +38,8 @@ __device__ inline void update(Elements<V, P, G>, const S& slice, int64_t i, cons
 
 // Stage 3, a block per chunk.
 template <class S>
-__global__ void __launch_bounds__(kThreads) mtadam_update_kernel(const __grid_constant__ S slice) {
+__global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
+    mtadam_update_kernel(const __grid_constant__ S slice) {
   update_rows(slice, [&](auto elements, int64_t i, const auto& row) { update(elements, slice, i, row); });
 }
 

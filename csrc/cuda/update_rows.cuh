@@ -5,6 +5,11 @@
 
 namespace mtadam::cuda {
 
+// Blocks of an update that fit a multiprocessor at once. Left to itself, ptxas makes room for more on sm_100, and
+// spills registers.
+template <class C>
+constexpr int kUpdateBlocks = 16 / sizeof(C);
+
 // The scalars of a row.
 template <class C>
 struct RowStep {
