@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -112,7 +113,9 @@ class CudaDevice:
 
     def facts(self) -> dict[str, object]:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        driver = ""
+        if shutil.which(query[0]):
+            driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
         gpu = torch.cuda.get_device_name(self.place)
         return {"cpu_model": cpu_model(), "gpu": gpu, "driver": driver, **software()}
 

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 Oracle = Callable[[list[nn.Parameter], list[list[Tensor]]], object]
 
 
+class LeftOutError(Exception):
+    """Why a contender does not take part in a case."""
+
+
 def nothing() -> None:
     """The preparation of a contender that needs none."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from plots import PICTURES
 from readme import fill
 from records import CSV_NAME, JSON_NAME, Run, load, write_csv
-from tables import full, short, why_left_out
+from tables import full, ours, short, why_left_out
 
 RESULTS = Path(__file__).parent / "results"
 LEGEND = """Medians; in brackets, quartiles of the turns. All contenders of a row took turns in one process. GB/s are by
@@ -22,10 +22,15 @@ def place(run: Run) -> str:
     return ", ".join(filter(None, [*machine, *versions, f"commit {run.commit}", run.time[:10]])) + "."
 
 
+def pictures_of(run: Run) -> dict:
+    """The pictures that the run has records for."""
+    return PICTURES if ours(run.records, "step") else {}
+
+
 def page(run: Run) -> str:
     """The README of a machine's folder."""
     tables = [f"## {title}\n\n{table}" for title, table in full(run.records).items()]
-    pictures = [f"![{title}]({name})" for name, (title, _) in PICTURES.items()]
+    pictures = [f"![{title}]({name})" for name, (title, _) in pictures_of(run).items()]
     left_out = f"## Left out\n\n{why_left_out(run.left_out) or 'Nothing.'}"
     return "\n\n".join([f"# Records\n\n{place(run)}", LEGEND, *pictures, *tables, left_out]) + "\n"
 
@@ -36,7 +41,7 @@ def write(folder: Path) -> None:
     write_csv(run, folder / CSV_NAME)
     (folder / "README.md").write_text(page(run))
     (folder / "table.md").write_text(f"{short(run.records)}\n\n{place(run)}\n")
-    for name, (_, draw) in PICTURES.items():
+    for name, (_, draw) in pictures_of(run).items():
         draw(run.records, folder / name)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import byte_model
 import pytest
 from agreement import Start, check_first_run
-from contenders import PEERS, elements, make_contenders
+from contenders import PEERS, make_contenders
 from measure import Budget, Contender, take_turns
 from records import make_records
 from suite import CLOCK, Outcome, Suite
 from torch import Tensor
-from workloads import Case
+from workloads import Case, elements
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 

@@ -5,11 +5,11 @@ import gc
 import pytest
 import torch
 from agreement import Start, check_first_run
-from contenders import PEERS, elements, make_contenders
+from contenders import PEERS, make_contenders
 from measure import take_turns
 from records import make_records
 from suite import CLOCK, Outcome, Suite
-from workloads import WORKLOADS, Case
+from workloads import WORKLOADS, Case, elements
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 

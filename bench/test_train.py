@@ -6,13 +6,14 @@ from importlib.util import find_spec
 import pytest
 import torch
 from agreement import Start, adam, check_first_run, mtadam
-from contenders import auto_backend, elements
+from contenders import auto_backend
 from devices import Device
 from measure import Contender, take_turns
 from published import PublishedMTAdam
 from records import make_records
 from suite import CLOCK, Outcome, Suite
 from torch import Tensor
+from workloads import elements
 
 from mtadam_fused import MTAdam
 

@@ -5,7 +5,7 @@ parameters count here, so they have no ``forward``. tests/test_workloads.py hold
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Shapes = tuple[tuple[int, ...], ...]
+Grads = list[list[Tensor]]  # [K][parameters]
 
 
 def mlp(*widths: int) -> nn.Module:
@@ -190,7 +191,7 @@ class Case:
         generator = torch.Generator(device).manual_seed(0)
         return [nn.Parameter(normal(shape, 0.02, self.dtype, generator)) for shape in self.shapes]
 
-    def grads(self, device: torch.device) -> list[list[Tensor]]:
+    def grads(self, device: torch.device) -> Grads:
         """``[K][parameters]`` gradients: of norm 0.1 in each layer, 10 to the k % 4 times as large for term k."""
         generator = torch.Generator(device).manual_seed(1)
         norms = [0.1 * 10 ** (k % 4) for k in range(self.terms)]
@@ -203,3 +204,8 @@ class Case:
 def normal(shape: tuple[int, ...], deviation: float, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Normal random values."""
     return torch.empty(shape, dtype=dtype, device=generator.device).normal_(0, deviation, generator=generator)
+
+
+def elements(tensors: Sequence[Tensor]) -> int:
+    """Of all of them."""
+    return sum(t.numel() for t in tensors)

@@ -11,11 +11,11 @@ from closeness import TooFar
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import byte_model
 from agreement import Start, check_first_run
-from contenders import PEERS, elements, make_contenders
+from contenders import PEERS, make_contenders
 from devices import CpuDevice
 from measure import Budget, Contender, faster, take_turns
 from records import Record, make_records
-from workloads import WORKLOADS, Case
+from workloads import WORKLOADS, Case, elements
 
 # Parameters as published. Where the source gives millions only, the sum over the layers that it describes stands here.
 PUBLISHED = {
