@@ -32,7 +32,7 @@ class Contender:
     bytes_moved: float | None = None  # per run, by the byte model
     state: Mapping[Any, Any] = field(default_factory=dict)  # the optimizer's
     oracle: Oracle | None = None  # what its first run must have done; None where nothing says
-    exact: bool = True  # whether it agrees with that to rounding, as the tests ask of MTAdam
+    exact: bool = False  # whether it must agree with that to rounding, as the tests ask of MTAdam
 
 
 @dataclass(frozen=True)

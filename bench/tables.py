@@ -128,11 +128,14 @@ def training(record: Record) -> Row:
 
 
 def why_left_out(left_out: Iterable[LeftOut]) -> str:
-    """A line for each contender and reason, with the cases."""
+    """A line for each reason: the contenders, and the cases."""
     cases: dict[tuple[str, str], list[str]] = {}
     for entry in left_out:
         cases.setdefault((entry.contender, entry.reason), []).append(f"{entry.group} {entry.case}")
-    return "\n".join(f"* {who}: {why} ({few(of)})" for (who, why), of in cases.items())
+    contenders: dict[tuple[str, ...], list[str]] = {}
+    for (contender, reason), of in cases.items():
+        contenders.setdefault((reason, few(of)), []).append(contender)
+    return "\n".join(f"* {', '.join(who)}: {why} ({of})" for (why, of), who in contenders.items())
 
 
 def few(cases: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ def make_mtadam(params: list[Tensor], losses: Losses, device: Device) -> Contend
         optimizer.backward(losses())
         optimizer.step()
 
-    return Contender("mtadam", run, params, oracle=mtadam, exact=False)
+    return Contender("mtadam", run, params, oracle=mtadam)
 
 
 def make_published(params: list[Tensor], losses: Losses, device: Device) -> Contender:
@@ -46,7 +46,7 @@ def make_published(params: list[Tensor], losses: Losses, device: Device) -> Cont
             loops.append(PublishedMTAdam([{"params": params}], terms=len(grads)))
         loops[0].step(grads)
 
-    return Contender("published", run, params, oracle=mtadam, exact=False)
+    return Contender("published", run, params, oracle=mtadam)
 
 
 def make_adam_on_sum(params: list[Tensor], losses: Losses, device: Device) -> Contender:
@@ -61,7 +61,7 @@ def make_adam_on_sum(params: list[Tensor], losses: Losses, device: Device) -> Co
     def oracle(params: list, grads: list[list[Tensor]]) -> None:
         adam(params, [[torch.stack(of_terms).sum(dim=0) for of_terms in zip(*grads, strict=True)]])
 
-    return Contender("adam-on-sum", run, params, oracle=oracle, exact=False)
+    return Contender("adam-on-sum", run, params, oracle=oracle)
 
 
 MAKERS = {"mtadam": make_mtadam, "published": make_published, "adam-on-sum": make_adam_on_sum}
