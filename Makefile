@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+BENCH_OPTIONS := --show-capture=no --benchmark-columns=min,median,iqr,rounds
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
-.PHONY: test lint demo bench clean
+.PHONY: test lint demo bench bench-quick bench-report clean
 
 test: lint
 	$(BIN)/python -m pytest
@@ -22,8 +23,14 @@ demo: $(INSTALLED)
 	$(BIN)/python bench/readme.py
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest bench --record bench/results/cpu
-	$(BIN)/python bench/readme.py
+	$(BIN)/python -m pytest bench $(BENCH_OPTIONS) --record bench/results
+	$(BIN)/python bench/report.py
+
+bench-quick: $(INSTALLED)
+	$(BIN)/python -m pytest bench $(BENCH_OPTIONS) --quick
+
+bench-report: $(INSTALLED)
+	$(BIN)/python bench/report.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Proves the CUDA kernels on this machine's GPU: builds the package, runs the GPU tests, and compute-sanitizer on a small
-# case. Leaves its logs in the folder given. Needs torch, pybind11, setuptools, pytest and hypothesis installed.
+# Proves the CUDA kernels on this machine's GPU: builds the package, runs the GPU tests, compute-sanitizer on a small case
+# and the benchmarks. Leaves its logs in the folder given, the benchmarks' JSON and CSV in a folder of the GPU's name
+# there: copied to bench/results, `make bench-report` makes tables and pictures of it. Needs torch, pybind11, setuptools,
+# pytest, pytest-benchmark and hypothesis installed, and no network.
 set -uo pipefail
 out=$(mkdir -p "${1:?usage: bench/gpu_check.sh FOLDER}" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
@@ -20,11 +22,16 @@ small_case() {
   done
 }
 
-: >"$out/table.txt"
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt" 2>&1
+benchmarks() {  # interrupted after a while, they still leave their records
+  timeout --signal=INT 280 python3 -m pytest bench --device cuda --seconds 2 --record "$out" --show-capture=no
+}
+
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/table.txt" 2>&1
 run build python3 -m pip install --no-deps --no-build-isolation --editable .
 run report python3 -m mtadam_fused
 run tests python3 -m pytest -q -m gpu
 run sanitizer small_case
-cat "$out/gpu.txt" "$out/table.txt"
+run benchmarks benchmarks
+for records in "$out"/*/benchmarks.json; do python3 bench/tables.py "$records" >>"$out/table.txt"; done
+cat "$out/table.txt"
 exit $failed

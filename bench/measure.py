@@ -2,8 +2,19 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from devices import Device, Sample
+from torch import Tensor, nn
+
+# Makes the step of a contender in float64, from parameters and [K][parameters] gradients.
+Oracle = Callable[[list[nn.Parameter], list[list[Tensor]]], object]
+
+
+class LeftOutError(Exception):
+    """Why a contender does not take part in a case."""
 
 
 def nothing() -> None:
@@ -16,39 +27,71 @@ class Contender:
 
     name: str
     run: Callable[[], object]
+    params: Sequence[Tensor] = ()  # what it changes
     prepare: Callable[[], object] = nothing  # before every run, not timed
-    bytes_moved: float | None = None  # per run, by the byte count of the algorithm
+    bytes_moved: float | None = None  # per run, by the byte model
+    state: Mapping[Any, Any] = field(default_factory=dict)  # the optimizer's
+    oracle: Oracle | None = None  # what its first run must have done; None where nothing says
+    exact: bool = False  # whether it must agree with that to rounding, as the tests ask of MTAdam
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long contenders take turns."""
+
+    least: int  # turns
+    most: int
+    seconds: float  # after which no turn starts, beyond the least
+    share: float = 1.0  # of the device's limits for slow contenders
+
+
+FULL = Budget(least=5, most=25, seconds=5.0)
+QUICK = Budget(least=5, most=15, seconds=0.5, share=0.2)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least two values."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each turn, by contender."""
+    """The samples of each turn, by contender."""
 
-    seconds: dict[str, list[float]]
-    bytes_moved: dict[str, float | None]
+    samples: dict[str, list[Sample]]
 
-    def median(self, name: str) -> float:
-        return statistics.median(self.seconds[name])
+    def device(self, name: str) -> list[float]:
+        """Seconds on the device, turn by turn."""
+        return [sample.device for sample in self.samples[name]]
 
-    def gb_per_second(self, name: str) -> float:
-        moved = self.bytes_moved[name]
-        if moved is None:
-            raise ValueError(f"contender {name!r} has no byte count")
-        return moved / self.median(name) / 1e9
-
-    def faster(self, name: str, than: str) -> float:
-        """How many times as fast ``name`` is: the median over the turns."""
-        return statistics.median(b / a for a, b in zip(self.seconds[name], self.seconds[than], strict=True))
+    def host(self, name: str) -> list[float]:
+        """Seconds of the host, turn by turn."""
+        return [sample.host for sample in self.samples[name]]
 
 
-def take_turns(contenders: list[Contender], turns: int) -> Times:
+def faster(seconds: Sequence[float], than: Sequence[float]) -> Spread:
+    """How many times as fast as ``than``, turn by turn."""
+    return spread([b / a for a, b in zip(seconds, than, strict=True)])
+
+
+def take_turns(device: Device, contenders: Sequence[Contender], budget: Budget) -> Times:
     """Times the contenders in turn, after one turn that does not count."""
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for turn in range(turns + 1):
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+    start, turns = time.perf_counter(), -1
+    while turns < budget.least or (turns < budget.most and time.perf_counter() - start < budget.seconds):
+        turns += 1
         for contender in contenders:
-            contender.prepare()
-            start = time.perf_counter()
-            contender.run()
-            if turn:
-                seconds[contender.name].append(time.perf_counter() - start)
-    return Times(seconds, {contender.name: contender.bytes_moved for contender in contenders})
+            sample = device.time(contender.prepare, contender.run)
+            if turns:
+                samples[contender.name].append(sample)
+    return Times(samples)

@@ -12,6 +12,11 @@ def with_records(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}\n{(ROOT / match[2]).read_text().strip()}\n\n{match[3]}", text)
 
 
-if __name__ == "__main__":
+def fill() -> None:
+    """Fills README.md."""
     readme = ROOT / "README.md"
     readme.write_text(with_records(readme.read_text()))
+
+
+if __name__ == "__main__":
+    fill()

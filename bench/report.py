@@ -1,42 +1,51 @@
-"""Tables of measurements, as text, and what they were measured on."""
+"""Turns the records under bench/results into tables, pictures and CSV, and fills README's tables."""
 
-import os
-import platform
-import subprocess
 from pathlib import Path
 
-import pytest
-import torch
+from plots import PICTURES
+from readme import fill
+from records import CSV_NAME, JSON_NAME, Run, load, write_csv
+from tables import full, ours, short, why_left_out
 
-Row = dict[str, object]
-Report = dict[str, list[Row]]  # rows by the title of their table
-
-
-def markdown(rows: list[Row]) -> str:
-    """A Markdown table, numbers to two digits behind the point."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+RESULTS = Path(__file__).parent / "results"
+LEGEND = """Medians; in brackets, quartiles of the turns. All contenders of a row took turns in one process. GB/s are by
+the byte model (`bench/byte_model.py`): 16K + 16 bytes per float32 parameter for a step of K terms. A copy moves 8; a
+processor that reads what it overwrites truly moves 12. "K x Adam" is `torch.optim.Adam(fused=True)` on the gradients of
+each term in turn, "one Adam" a single such step, on their sum. `torch.compile` is of the reference."""
 
 
-def tables(report: Report) -> str:
-    return "\n\n".join(f"{title}:\n\n{markdown(rows)}" for title, rows in report.items())
+def place(run: Run) -> str:
+    """What a run was measured on, in a line."""
+    facts = run.machine
+    versions = [f"{name} {facts[name]}" for name in ("driver", "python", "torch", "triton") if facts[name]]
+    machine = [facts["gpu"], facts["cpu_model"], f"{facts['threads']} threads"]
+    return ", ".join(filter(None, [*machine, *versions, f"commit {run.commit}", run.time[:10]])) + "."
 
 
-def cpu_model() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.processor()
+def pictures_of(run: Run) -> dict:
+    """The pictures that the run has records for."""
+    return PICTURES if ours(run.records, "step") else {}
 
 
-def where(config: pytest.Config) -> Row:
-    """What the numbers were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=config.rootpath, check=False
-    )
-    return {
-        "machine": cpu_model() if Path("/proc/cpuinfo").exists() else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-        "command": "pytest " + " ".join(os.fspath(argument) for argument in config.invocation_params.args),
-    }
+def page(run: Run) -> str:
+    """The README of a machine's folder."""
+    tables = [f"## {title}\n\n{table}" for title, table in full(run.records).items()]
+    pictures = [f"![{title}]({name})" for name, (title, _) in pictures_of(run).items()]
+    left_out = f"## Left out\n\n{why_left_out(run.left_out) or 'Nothing.'}"
+    return "\n\n".join([f"# Records\n\n{place(run)}", LEGEND, *pictures, *tables, left_out]) + "\n"
+
+
+def write(folder: Path) -> None:
+    """Makes everything in ``folder`` from its JSON."""
+    run = load(folder / JSON_NAME)
+    write_csv(run, folder / CSV_NAME)
+    (folder / "README.md").write_text(page(run))
+    (folder / "table.md").write_text(f"{short(run.records)}\n\n{place(run)}\n")
+    for name, (_, draw) in pictures_of(run).items():
+        draw(run.records, folder / name)
+
+
+if __name__ == "__main__":
+    for record in sorted(RESULTS.glob(f"*/{JSON_NAME}")):
+        write(record.parent)
+    fill()

@@ -8,6 +8,7 @@ F64_ABSOLUTE = 1e-12  # per parameter of size 1
 F32_TRACE = (1e-5, 5e-7)  # relative and absolute, of parameters of size 1 after some steps of 1e-3
 F32_OF_UPDATE = 1e-5  # of the element's update, on top of one unit in the last place of the parameter,
 F32_OF_UPDATES = 1e-6  # and of the root mean square of all updates: where momentum cancels, rounding does not
+UPDATE = 3e-3  # of the update's norm, where the gradients were computed anew in float32
 F16_DIFFERING = 0.003  # of the elements: float32 arithmetic may fall on the other side of a rounding tie
 
 
@@ -46,6 +47,18 @@ def check_params(actual: Tensor, expected: np.ndarray, before: Tensor) -> None:
         return
     if got.numel() and excess.max() > 0:
         raise TooFar(f"differs by {(got.double() - want).abs().max():.3e}, {excess.max():.3e} too much")
+
+
+def check_update(actual: Tensor, expected: np.ndarray, before: Tensor) -> None:
+    """Compares a parameter after a step whose gradients differ by rounding; arguments as of ``check_params``.
+
+    Raises:
+        TooFar: the updates' difference has a norm of more than UPDATE of the update's, and a rounding of the parameter.
+    """
+    want = torch.from_numpy(np.asarray(expected, dtype=np.float64)).reshape(actual.shape)
+    difference, update = (actual.detach().double() - want).norm(), (want - before.double()).norm()
+    if not difference <= UPDATE * update + torch.finfo(actual.dtype).eps * want.norm():
+        raise TooFar(f"the update differs by {difference:.3e} of {update:.3e}")
 
 
 def check_values(actual: Tensor, expected: np.ndarray, relative: float, absolute: float = 1e-300) -> None:

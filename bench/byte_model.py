@@ -1,0 +1,44 @@
+"""What a step moves and what a state keeps, in bytes per parameter element: the model that measurements are held to.
+
+A step of MTAdam reads the K gradients twice (once for the norms), reads and writes the K second moments, the first
+moment and the parameter: 16K + 16 where all are float32.
+"""
+
+FLOAT = 4  # bytes of the type that moments are kept in, for float32 and narrower parameters
+
+
+def copy(element: int) -> int:
+    """A copy of elements of so many bytes."""
+    return 2 * element
+
+
+def mtadam_step(terms: int, element: int) -> int:
+    """MTAdam's step where parameters and gradients have elements of so many bytes."""
+    gradients = 2 * terms * element
+    moments = 2 * (terms + 1) * FLOAT
+    return gradients + moments + 2 * element
+
+
+def mtadam_state(terms: int) -> int:
+    """MTAdam's state: K second moments and one first moment."""
+    return (terms + 1) * FLOAT
+
+
+def published_step(terms: int) -> int:
+    """The published form in one pass over float32, with K first moments; its loop makes many passes."""
+    return 24 * terms + 8
+
+
+def published_state(terms: int) -> int:
+    """The published form's moments; its loop keeps K maxima and K denominators besides."""
+    return 2 * terms * FLOAT
+
+
+def adam_step(element: int) -> int:
+    """torch.optim.Adam's step: reads the gradient; reads and writes parameter and two moments of its type."""
+    return 7 * element
+
+
+def adam_state(element: int) -> int:
+    """torch.optim.Adam's state, of the type of the parameters."""
+    return 2 * element

@@ -1,0 +1,185 @@
+"""What the benchmarks run on: how a run is timed there, how much memory it takes, and what the machine is called."""
+
+import ctypes
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one run."""
+
+    device: float  # from first to last instruction on the device
+    host: float  # until the call returned; on the CPU the same
+
+
+class Device(Protocol):
+    """A device to benchmark."""
+
+    place: torch.device
+    slow_limit: float  # elements x terms beyond which peers that take many passes are left out
+    compile_limit: int  # tensors x terms beyond which torch.compile takes minutes here, and is left out
+
+    @property
+    def slug(self) -> str:
+        """The name of the machine's folder of records."""
+
+    def facts(self) -> dict[str, object]:
+        """What the machine is."""
+
+    def time(self, prepare: Run, run: Run) -> Sample:
+        """Times one run; ``prepare`` is called before it, and before it is repeated."""
+
+    def settle(self) -> None:
+        """Waits until the device has finished."""
+
+    def free(self) -> int:
+        """Bytes that can still be allocated."""
+
+    def peak(self, run: Run) -> int | None:
+        """Bytes by which ``run`` raised the peak of memory above what was held before; None where that is not seen."""
+
+
+class CpuDevice:
+    """See :class:`Device`."""
+
+    place = torch.device("cpu")
+    slug = "cpu"
+    slow_limit = 1.2e8  # a second a turn for the published loop
+    compile_limit = 100  # inductor's C++ takes half a second for each
+
+    def facts(self) -> dict[str, object]:
+        return {"cpu_model": cpu_model(), "gpu": "", "driver": "", **software()}
+
+    def time(self, prepare: Run, run: Run) -> Sample:
+        prepare()
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        return Sample(seconds, seconds)
+
+    def settle(self) -> None:
+        """Nothing to wait for."""
+
+    def free(self) -> int:
+        meminfo = Path("/proc/meminfo")
+        if not meminfo.exists():
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return 1024 * int(line.split()[1])
+
+    def peak(self, run: Run) -> int | None:
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # returns what is free, which a run could use again unseen
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        except (AttributeError, OSError):  # not Linux with glibc, or not permitted
+            run()
+            return None
+        run()
+        status = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) - held
+
+
+class CudaDevice:
+    """See :class:`Device`. Each run is timed twice: by the host on an idle device, and by events on a busy one."""
+
+    place = torch.device("cuda", 0)
+    slow_limit = float("inf")
+    compile_limit = 600
+
+    def __init__(self) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        cache = torch.cuda.get_device_properties(self.place).L2_cache_size
+        self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=self.place)
+
+    @property
+    def slug(self) -> str:
+        return re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name(self.place).lower()).strip("-")
+
+    def facts(self) -> dict[str, object]:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        driver = ""
+        if shutil.which(query[0]):
+            driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        gpu = torch.cuda.get_device_name(self.place)
+        return {"cpu_model": cpu_model(), "gpu": gpu, "driver": driver, **software()}
+
+    def time(self, prepare: Run, run: Run) -> Sample:
+        prepare()
+        self.settle()
+        before = time.perf_counter()
+        run()
+        host = time.perf_counter() - before
+        self.settle()
+        prepare()
+        self._flush.zero_()  # leaves nothing of the tensors in the L2 cache
+        # Keeps the device busy while the host enqueues the run, so that the events do not see the host's time.
+        torch.cuda._sleep(int(2e9 * min(2 * host + 1e-4, 0.02)))  # cycles, at about 2 GHz
+        start, end = self._events
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return Sample(start.elapsed_time(end) / 1e3, host)
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self.place)
+
+    def free(self) -> int:
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.place)[0]
+
+    def peak(self, run: Run) -> int:
+        self.settle()
+        torch.cuda.reset_peak_memory_stats(self.place)
+        held = torch.cuda.memory_allocated(self.place)
+        run()
+        self.settle()
+        return torch.cuda.max_memory_allocated(self.place) - held
+
+
+def device_of(name: str) -> Device:
+    """The device called "cpu", "cuda", or "auto": the GPU where there is one."""
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        return CudaDevice()
+    return CpuDevice()
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def software() -> dict[str, object]:
+    """Versions, and the number of threads."""
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return ""
+
+    return {
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": installed("triton"),
+    }

@@ -1,0 +1,108 @@
+"""Whole training steps of small models: what balancing the losses costs beside Adam on their sum."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+import torch
+from agreement import Start, adam, check_first_run, mtadam
+from contenders import auto_backend
+from devices import Device
+from measure import Contender, take_turns
+from published import PublishedMTAdam
+from records import make_records
+from suite import CLOCK, Outcome, Suite
+from torch import Tensor
+from workloads import elements
+
+from mtadam_fused import MTAdam
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
+
+GROUP = "train"
+CASES = QUICK_CASES = ("digit_classes", "diabetes_quantiles", "super_resolution")  # of training.TASKS
+Losses = Callable[[], dict[str, Tensor]]
+
+
+def make_mtadam(params: list[Tensor], losses: Losses, device: Device) -> Contender:
+    """Forward, a backward pass per term, our step."""
+    optimizer = MTAdam(params, backend=auto_backend(device))
+
+    def run() -> None:
+        optimizer.zero_grad()
+        optimizer.backward(losses())
+        optimizer.step()
+
+    return Contender("mtadam", run, params, oracle=mtadam)
+
+
+def make_published(params: list[Tensor], losses: Losses, device: Device) -> Contender:
+    """Forward, a backward pass per term, the published loop."""
+    loops: list[PublishedMTAdam] = []
+
+    def run() -> None:
+        grads = term_gradients(losses(), params)
+        if not loops:
+            loops.append(PublishedMTAdam([{"params": params}], terms=len(grads)))
+        loops[0].step(grads)
+
+    return Contender("published", run, params, oracle=mtadam)
+
+
+def make_adam_on_sum(params: list[Tensor], losses: Losses, device: Device) -> Contender:
+    """Forward, a backward pass of the sum, Adam."""
+    optimizer = torch.optim.Adam(params, fused=True)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        torch.stack(list(losses().values())).sum().backward()
+        optimizer.step()
+
+    def oracle(params: list, grads: list[list[Tensor]]) -> None:
+        adam(params, [[torch.stack(of_terms).sum(dim=0) for of_terms in zip(*grads, strict=True)]])
+
+    return Contender("adam-on-sum", run, params, oracle=oracle)
+
+
+MAKERS = {"mtadam": make_mtadam, "published": make_published, "adam-on-sum": make_adam_on_sum}
+
+
+def term_gradients(losses: dict[str, Tensor], params: list[Tensor]) -> list[list[Tensor]]:
+    """``[K][parameters]``."""
+    return [list(torch.autograd.grad(loss, params, retain_graph=True)) for loss in losses.values()]
+
+
+@pytest.mark.parametrize("contender", MAKERS)
+@pytest.mark.parametrize("case", CASES)
+def test_train(case: str, contender: str, suite: Suite, request: pytest.FixtureRequest) -> None:
+    suite.report(request, measure_training)
+
+
+def measure_training(name: str, suite: Suite) -> Outcome:
+    """Checks the first step of each contender, then times whole steps in turns, each on a network of its own."""
+    if find_spec("sklearn") is None:
+        return Outcome(left_out=dict.fromkeys(MAKERS, "scikit-learn, which has the data, is not installed"))
+    from training import TASKS
+
+    def make() -> tuple[list[Tensor], Losses]:
+        task = TASKS[name](suite.device.place)
+        return list(task.network.parameters()), task.stream()
+
+    params, losses = make()
+    grads = term_gradients(losses(), params)
+    contenders = [maker(*make(), suite.device) for maker in MAKERS.values()]
+    start = Start.of(params, grads)
+    for contender in contenders:
+        check_first_run(contender, start)
+    times = take_turns(suite.device, contenders, suite.budget)
+    records = make_records(
+        times,
+        dict.fromkeys(MAKERS),
+        group=GROUP,
+        workload=name,
+        parameters=elements(params),
+        tensors=len(params),
+        terms=len(grads),
+        dtype="float32",
+    )
+    return Outcome(records, times.samples)

@@ -1,0 +1,107 @@
+"""The benchmarks' workloads are the published networks, and their measuring can tell a wrong step."""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from closeness import TooFar
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import byte_model
+from agreement import Start, check_first_run
+from contenders import PEERS, make_contenders
+from devices import CpuDevice
+from measure import Budget, Contender, faster, take_turns
+from records import Record, make_records
+from workloads import WORKLOADS, Case, elements
+
+# Parameters as published. Where the source gives millions only, the sum over the layers that it describes stands here.
+PUBLISHED = {
+    "mnist": 784 * 500 + 500 + 500 * 1000 + 1000 + 1000 * 300 + 300 + 300 * 10 + 10,  # MTAdam's MNIST experiment
+    "srresnet": 1_549_462,  # 1.5 M: SRGAN, arXiv 1609.04802, with the published 9 x 9 output layer
+    "cyclegan": 11_378_179,  # "11.378 M", printed by the authors' pytorch-CycleGAN-and-pix2pix
+    "pix2pix": 54_413_955,  # ... which prints "54.414 M" for unet_256 with batch norms
+    "resnet50": 25_557_032,  # torchvision's documentation of resnet50
+    "vit_b16": 86_567_656,  # torchvision's documentation of vit_b_16
+    "bert_base": 109_482_240,  # Hugging Face's bert-base-uncased, "110M" in arXiv 1810.04805
+    "gpt2_small": 124_439_808,  # Hugging Face's gpt2, "124M" in OpenAI's release
+    "decoder_1b": 1_100_048_384,  # TinyLlama-1.1B, arXiv 2401.02385
+    "tiny_1000": 64_000,
+    "small_300": 300 * 1024,
+    "equal_100m": 100_000_000,
+}
+CPU = CpuDevice()
+SMALL = Case("small_300", 3)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_parameters_are_as_many_as_published(name: str) -> None:
+    shapes = Case(name, 2).shapes
+    assert sum(torch.Size(shape).numel() for shape in shapes) == PUBLISHED[name]
+
+
+def test_byte_model_is_the_papers() -> None:
+    for terms in (1, 2, 4, 10):
+        assert byte_model.mtadam_step(terms, 4) == 16 * terms + 16
+        assert byte_model.mtadam_state(terms) == 4 * terms + 4
+    assert byte_model.mtadam_step(4, 2) == 4 * (2 + 2) + 4 * 8 + 8 + 4  # bfloat16: only moments are float32
+    assert byte_model.adam_step(4) == 28
+    assert byte_model.copy(4) == 8
+
+
+def contenders() -> tuple[Start, dict[str, Contender]]:
+    """Those of a small case, that make the same step."""
+    names = ["mtadam-reference", "mtadam-cpu", "adam-on-sum", "published"]
+    grads, made, left_out = make_contenders(SMALL, CPU, names)
+    assert not left_out
+    return Start.of(SMALL.params(CPU.place), grads), {contender.name: contender for contender in made}
+
+
+def test_contenders_make_the_step_that_they_should() -> None:
+    start, made = contenders()
+    for contender in made.values():
+        check_first_run(contender, start)
+
+
+@pytest.mark.parametrize("name", ["mtadam-reference", "mtadam-cpu", "adam-on-sum", "published"])
+def test_a_wrong_step_is_refused(name: str) -> None:
+    start, made = contenders()
+    before = [p.detach().clone() for p in made[name].params]
+
+    def run() -> None:
+        made[name].run()
+        with torch.no_grad():
+            for p, b in zip(made[name].params, before, strict=True):
+                p += 0.01 * (p - b)  # the learning rate is off by 1 %
+
+    with pytest.raises(TooFar, match=name):
+        check_first_run(replace(made[name], run=run), start)
+
+
+def test_what_is_left_out_is_named() -> None:
+    _, made, left_out = make_contenders(Case("decoder_1b", 10), CPU)
+    assert not made
+    assert left_out.keys() == PEERS.keys()
+    _, made, left_out = make_contenders(SMALL, CPU)
+    assert left_out.keys() == PEERS.keys() - {contender.name for contender in made}
+    assert all(left_out.values())
+
+
+def test_records_go_to_json_and_back() -> None:
+    _, made = contenders()
+    times = take_turns(CPU, list(made.values()), Budget(least=3, most=3, seconds=0))
+    assert all(len(samples) == 3 for samples in times.samples.values())
+    count = elements(made["published"].params)
+    moved = {name: contender.bytes_moved for name, contender in made.items()}
+    case = {"group": "step", "workload": "small_300", "parameters": count, "tensors": 300, "terms": 3}
+    record = make_records(times, moved, **case, dtype="float32")["mtadam-cpu"]
+    assert record.faster_than.keys() == {"mtadam-reference", "adam-on-sum", "published"}
+    assert record.gb_per_second == pytest.approx((16 * 3 + 16) * count / record.seconds.median / 1e9)
+    assert Record.of(asdict(record)) == record
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    assert faster([1.0, 2.0, 4.0], than=[3.0, 6.0, 12.0]).median == 3.0
+    assert faster([1.0, 2.0, 4.0], than=[1.0, 6.0, 8.0]).low == 1.5
