@@ -148,8 +148,8 @@ def parse_options() -> tuple[Experiment, Settings, Path]:
     parser.add_argument(
         "--strategy", choices=list(EXPERIMENTS), default="mtadam", help="Adam and MTAdam, or all strategies"
     )
-    parser.add_argument("--epochs", type=positive, help=f"epochs of each run (20; quick: {QUICK.epochs})")
-    parser.add_argument("--seeds", type=positive, help=f"runs of each kind (5; quick: {QUICK.seeds})")
+    parser.add_argument("--epochs", type=positive, help=f"epochs a run ({Settings.epochs}; quick: {QUICK.epochs})")
+    parser.add_argument("--seeds", type=positive, help=f"runs of each kind ({Settings.seeds}; quick: {QUICK.seeds})")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "demo", help="output folder")
     options = parser.parse_args()

@@ -73,7 +73,7 @@ class Strategy:
 
 KINDS = ["classification"] * len(TERMS)
 
-# All is at its default but for the learning rate, which the demo chooses.
+# All is at its default but the learning rate, which the demo chooses, and the batches that InitialLoss measures.
 ADAM_BALANCED = Strategy("Adam, balanced sum", lambda t: WeightedAdam(t.parameters, Sum(), t.lr), bad_weights=False)
 ADAM = Strategy("Adam, bad weights", lambda t: WeightedAdam(t.parameters, Sum(), t.lr))
 MTADAM = Strategy("MTAdam, bad weights", lambda t: MTAdam(t.parameters, t.lr))
