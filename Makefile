@@ -1,5 +1,7 @@
 # `make test` and `make demo` set up an environment of their own in .venv; PYTHON picks the interpreter it is made with.
 PYTHON ?= python3
+# `make demo STRATEGY=all` compares all strategies of the package.
+STRATEGY ?= mtadam
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -19,7 +21,7 @@ lint: $(INSTALLED)
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/native/*.*)
 
 demo: $(INSTALLED)
-	$(BIN)/python bench/demo.py
+	$(BIN)/python bench/demo.py --strategy $(STRATEGY)
 	$(BIN)/python bench/readme.py
 
 bench: $(INSTALLED)

@@ -3,17 +3,25 @@
 The experiment of the first table of the MTAdam paper (Malkiel and Wolf, arXiv 2006.14683) on real data: one loss term
 per class of digits, the first of weight 1 and the others of random weights up to 1000. Every method trains at every
 learning rate of one grid, and is judged on test images at the rate that is best on validation images: once after a
-quarter of the epochs, once after all, for bad weights can cost time, accuracy, or both.
+quarter of the epochs, once after all, for bad weights can cost time, accuracy, or both. ``--strategy all`` does the
+same with every strategy of the package, and measures what they cost.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from demo_cost import measure_costs
+from demo_data import BATCH, CHANNELS, draw_bad_weights, load_images
+from demo_pictures import draw_curves, draw_scales, draw_strategies
 from demo_report import (
     NOTE,
     Choice,
@@ -21,27 +29,109 @@ from demo_report import (
     as_markdown,
     as_text,
     choose,
-    draw_curves,
-    draw_scales,
     edge_warning,
+    strategies_note,
+    strategies_table,
     table,
     verdict,
 )
-from demo_training import BATCH, CHANNELS, METHODS, Images, draw_bad_weights, load_images, train
+from demo_strategies import METHODS, STRATEGIES, Strategy
+from demo_training import Job, train
 from tqdm import tqdm
+
+Results = dict[str, object]  # what goes into the JSON
+
+PROCESSES = min(8, os.cpu_count() or 1)  # more would cost memory, and save little
 
 
 @dataclass(frozen=True)
 class Settings:
     """Size of the experiment."""
 
-    epochs: int
-    seeds: int
     rates: tuple[float, ...]  # ascending, wide enough that the best of each method is inside
+    epochs: int = 20
+    seeds: int = 5
+    rounds: int = 30  # of turns, in which the strategies are timed
 
 
-FULL = Settings(epochs=20, seeds=5, rates=(3e-3, 1e-2, 3e-2, 1e-1))
-QUICK = Settings(epochs=2, seeds=1, rates=(1e-2, 3e-2))
+QUICK = Settings((1e-2, 3e-2), epochs=2, seeds=1, rounds=1)
+
+
+def run_all(strategies: Sequence[Strategy], settings: Settings) -> Runs:
+    """Trains with every strategy at every learning rate from every seed, in processes of one thread.
+
+    Tensors this small only lose time to more threads.
+    """
+    runs: Runs = {(strategy.name, lr): [] for strategy in strategies for lr in settings.rates}
+    jobs = [Job(name, lr, seed, settings.epochs) for seed in range(settings.seeds) for name, lr in runs]
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
+    with ProcessPoolExecutor(PROCESSES, context, torch.set_num_threads, (1,)) as pool:
+        for job, run in zip(jobs, tqdm(pool.map(train, jobs), total=len(jobs), unit="run"), strict=True):
+            runs[job.strategy, job.lr].append(run)
+    return runs
+
+
+def choose_all(strategies: Sequence[Strategy], runs: Runs, settings: Settings) -> list[Choice]:
+    """The choice of each strategy, after a quarter of the epochs and after all."""
+    budgets = sorted({max(1, settings.epochs // 4), settings.epochs})
+    return [choose(runs, strategy.name, epochs) for epochs in budgets for strategy in strategies]
+
+
+def setting(settings: Settings) -> Results:
+    """What the runs were made with."""
+    images = load_images()
+    return {
+        "settings": asdict(settings) | {"batch": BATCH, "channels": CHANNELS},
+        "data": {"name": images.name, "shape": list(images.pixels.shape)},
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "weights": [draw_bad_weights(seed) for seed in range(settings.seeds)],
+    }
+
+
+def compare_methods(settings: Settings, out: Path) -> tuple[str, Results]:
+    """Compares Adam and MTAdam: writes table and pictures, and gives the text to print and the numbers in it."""
+    runs = run_all(METHODS, settings)
+    choices = choose_all(METHODS, runs, settings)
+    last, scales = choices[-len(METHODS) :], runs[choices[-1].strategy, choices[-1].lr][0].scales
+    results = setting(settings) | {
+        "choices": [asdict(c) for c in choices],
+        "curves": {c.strategy: [run.test for run in runs[c.strategy, c.lr]] for c in last},
+        "scales": scales,
+        "verdict": verdict(choices),
+    }
+    (out / "table.md").write_text(f"{as_markdown(table(choices))}\n\n{NOTE}\n\n{verdict(choices)}\n")
+    draw_curves(runs, choices, out / "curves.png")
+    draw_scales(scales, draw_bad_weights(0), out / "scales.png")
+    return f"{as_text(table(choices))}\n{NOTE}\n\n{edge_warning(choices)}{verdict(choices)}", results
+
+
+def compare_strategies(settings: Settings, out: Path) -> tuple[str, Results]:
+    """Compares all strategies and what they cost: writes table and picture, gives the text to print and the numbers."""
+    choices = choose_all(STRATEGIES, run_all(STRATEGIES, settings), settings)
+    costs = measure_costs(load_images(), {c.strategy: c.lr for c in choices}, settings.rounds)
+    results = setting(settings) | {
+        "choices": [asdict(c) for c in choices],
+        "costs": {name: asdict(cost) for name, cost in costs.items()},
+    }
+    cells, note = strategies_table(choices, costs), f"{strategies_note(choices)} {edge_warning(choices)}".strip()
+    (out / "strategies.md").write_text(f"{as_markdown(cells)}\n\n{note}\n")
+    draw_strategies(choices, out / "strategies.png")
+    return f"{as_text(cells)}\n\n{note}", results
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What ``--strategy`` chooses."""
+
+    settings: Settings
+    run: Callable[[Settings, Path], tuple[str, Results]]
+    numbers: str  # file
+
+
+EXPERIMENTS = {
+    "mtadam": Experiment(Settings((3e-3, 1e-2, 3e-2, 1e-1)), compare_methods, "demo.json"),
+    "all": Experiment(Settings((1e-3, 3e-3, 1e-2, 3e-2, 1e-1)), compare_strategies, "strategies.json"),
+}
 
 
 def positive(text: str) -> int:
@@ -52,70 +142,35 @@ def positive(text: str) -> int:
     return value
 
 
-def parse_options() -> tuple[Settings, Path]:
+def parse_options() -> tuple[Experiment, Settings, Path]:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description="Adam and MTAdam on ten badly weighted loss terms.")
-    parser.add_argument("--epochs", type=positive, help=f"epochs of each run ({FULL.epochs}; quick: {QUICK.epochs})")
-    parser.add_argument("--seeds", type=positive, help=f"runs of each kind ({FULL.seeds}; quick: {QUICK.seeds})")
+    parser = argparse.ArgumentParser(description="Adam and MTAdam, or all strategies, on ten badly weighted terms.")
+    parser.add_argument(
+        "--strategy", choices=list(EXPERIMENTS), default="mtadam", help="Adam and MTAdam, or all strategies"
+    )
+    parser.add_argument("--epochs", type=positive, help=f"epochs a run ({Settings.epochs}; quick: {QUICK.epochs})")
+    parser.add_argument("--seeds", type=positive, help=f"runs of each kind ({Settings.seeds}; quick: {QUICK.seeds})")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "demo", help="output folder")
     options = parser.parse_args()
-    size = QUICK if options.quick else FULL
-    return Settings(options.epochs or size.epochs, options.seeds or size.seeds, size.rates), options.out
-
-
-def run_all(images: Images, settings: Settings) -> Runs:
-    """Trains every method at every learning rate from every seed."""
-    runs: Runs = {(method, lr): [] for method in METHODS for lr in settings.rates}
-    with tqdm(total=len(runs) * settings.seeds * settings.epochs, unit="epoch") as progress:
-        for seed in range(settings.seeds):
-            for method, lr in runs:
-                progress.set_description(f"seed {seed}, {method.name}, lr {lr:g}")
-                runs[method, lr].append(train(images, method, lr, seed, settings.epochs, progress.update))
-    return runs
-
-
-def choose_all(runs: Runs, settings: Settings) -> list[Choice]:
-    """The choice of each method, after a quarter of the epochs and after all."""
-    budgets = sorted({max(1, settings.epochs // 4), settings.epochs})
-    return [choose(runs, method, epochs) for epochs in budgets for method in METHODS]
-
-
-def as_json(images: Images, settings: Settings, runs: Runs, choices: list[Choice]) -> dict[str, object]:
-    """Everything that the table and the pictures show."""
-    last = choices[-len(METHODS) :]
-    return {
-        "settings": asdict(settings) | {"batch": BATCH, "channels": CHANNELS},
-        "data": {"name": images.name, "shape": list(images.pixels.shape)},
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "weights": [draw_bad_weights(seed) for seed in range(settings.seeds)],
-        "choices": [asdict(c) for c in choices],
-        "curves": {c.method.name: [run.test for run in runs[c.method, c.lr]] for c in last},
-        "scales": runs[last[-1].method, last[-1].lr][0].scales,
-        "verdict": verdict(choices),
-    }
+    experiment = EXPERIMENTS[options.strategy]
+    size = QUICK if options.quick else experiment.settings
+    settings = replace(size, epochs=options.epochs or size.epochs, seeds=options.seeds or size.seeds)
+    return experiment, settings, options.out
 
 
 def main() -> None:
     """Runs the experiment, prints its table, and writes table, numbers and pictures."""
-    settings, out = parse_options()
-    torch.set_num_threads(1)  # tensors this small only lose time to threads
-    start = time.perf_counter(), time.process_time()
-    images = load_images()
-    runs = run_all(images, settings)
-    seconds = {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
-
-    choices = choose_all(runs, settings)
-    results = as_json(images, settings, runs, choices)
+    experiment, settings, out = parse_options()
+    torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "demo.json").write_text(json.dumps(results | seconds, indent=1) + "\n")
-    (out / "table.md").write_text(f"{as_markdown(table(choices))}\n\n{NOTE}\n\n{results['verdict']}\n")
-    draw_curves(runs, choices, out / "curves.png")
-    best_mtadam = choices[-1]
-    draw_scales(runs[best_mtadam.method, best_mtadam.lr][0].scales, draw_bad_weights(0), out / "scales.png")
-
+    start = time.perf_counter()
+    text, results = experiment.run(settings, out)
+    seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": sum(os.times()[:4])}
+    (out / experiment.numbers).write_text(json.dumps(results | seconds, indent=1) + "\n")
+    images = load_images()
     print(f"{images.name}, {len(images.labels)} images, seeds: {settings.seeds}, {seconds['seconds']:.0f} s\n")
-    print(f"{as_text(table(choices))}\n{NOTE}\n\n{edge_warning(choices)}{results['verdict']}\nWritten to {out}")
+    print(f"{text}\nWritten to {out}")
 
 
 if __name__ == "__main__":

@@ -1,160 +1,92 @@
-"""One training run of the demo: data, network, badly weighted per-class loss terms, and the three methods."""
+"""One training run of the demo: by one strategy, at one learning rate, from one seed."""
 
-import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from demo_data import (
+    CLASSES,
+    TERMS,
+    Images,
+    batches,
+    class_losses,
+    draw_bad_weights,
+    load_images,
+    make_network,
+    prior_losses,
+    split,
+)
+from demo_strategies import BY_NAME, Strategy, Task
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mtadam_fused import MTAdam
 
-CLASSES = 10
-BATCH = 64
-CHANNELS = (16, 32)
-WORST_WEIGHT = 1000.0  # the terms of classes 1 to 9 are weighted by U(0, WORST_WEIGHT), that of class 0 by 1
-MNIST_IMAGES = 1200  # of the 60,000: fewer than UCI digits has, since larger, so that either takes minutes
-MNIST_FOLDERS = (Path("data"), Path.home() / "data")
-
 
 @dataclass(frozen=True)
-class Images:
-    """Labelled square grey images."""
+class Job:
+    """What to train; plain values, to be handed to another process."""
 
-    name: str
-    pixels: Tensor  # [N, 1, side, side], in [0, 1]
-    labels: Tensor  # [N], the class of each
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train on the loss terms."""
-
-    name: str
-    bad_weights: bool
-    balances: bool  # MTAdam on the terms, or else torch.optim.Adam on their sum
-
-
-METHODS = (
-    Method("Adam, balanced sum", bad_weights=False, balances=False),
-    Method("Adam, bad weights", bad_weights=True, balances=False),
-    Method("MTAdam, bad weights", bad_weights=True, balances=True),
-)
+    strategy: str
+    lr: float
+    seed: int
+    epochs: int
 
 
 @dataclass
 class Run:
     """What one training run gave: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
 
-    validation: list[float]
-    test: list[float]
-    scales: dict[str, list[float]]
+    validation: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
+    scales: dict[str, list[float]] = field(default_factory=dict)
 
 
-def load_images() -> Images:
-    """MNIST where a copy lies on this machine, else the UCI digits that scikit-learn ships. Downloads nothing."""
-    for folder in MNIST_FOLDERS:
-        try:
-            mnist = importlib.import_module("torchvision.datasets").MNIST(folder, train=True, download=False)
-        except (ImportError, RuntimeError):  # no torchvision, or no MNIST in the folder
-            continue
-        pixels = mnist.data[:MNIST_IMAGES, None].float() / 255
-        # Every second pixel is enough to tell digits apart, and a quarter of the work.
-        return Images("MNIST", functional.avg_pool2d(pixels, 2), mnist.targets[:MNIST_IMAGES])
-    digits = load_digits()
-    pixels = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
-    return Images("UCI digits", pixels, torch.tensor(digits.target))
+class Training:
+    """The seed's initial network, split, order of batches and weights, with a strategy's optimizer."""
+
+    def __init__(self, images: Images, strategy: Strategy, lr: float, seed: int) -> None:
+        self.images = images
+        self.training, self.validation, self.test = split(images.labels, seed)
+        self.weights = draw_bad_weights(seed) if strategy.bad_weights else [1.0] * CLASSES
+        self.network = make_network(images.pixels.shape[-1], seed)
+        priors = prior_losses(images.labels[self.training], self.weights)
+        self.optimizer = strategy.make(Task(self.network, lr, seed, priors))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def epoch(self) -> Iterator[Tensor]:
+        """The positions of an epoch's batches."""
+        return batches(self.training, self.generator)
+
+    def step(self, batch: Tensor) -> None:
+        """One step on the terms that the batch has."""
+        losses = class_losses(self.network(self.images.pixels[batch]), self.images.labels[batch], self.weights)
+        self.optimizer.zero_grad()
+        self.optimizer.backward(losses)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def accuracy(self, positions: Tensor) -> float:
+        """Part of the images at ``positions`` that the network classifies rightly."""
+        guesses = self.network(self.images.pixels[positions]).argmax(dim=1)
+        return (guesses == self.images.labels[positions]).double().mean().item()
 
 
-def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the training (60 %), validation (15 %) and test (25 %) images, stratified by class."""
-    rest, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=seed)
-    train, validation = train_test_split(rest, test_size=0.2, stratify=labels[rest], random_state=seed)
-    return torch.from_numpy(train), torch.from_numpy(validation), torch.from_numpy(test)
-
-
-def draw_bad_weights(seed: int) -> list[float]:
-    """A weight per class: 1 for class 0, uniform up to WORST_WEIGHT for the others."""
-    return [1.0, *np.random.default_rng(seed).uniform(0, WORST_WEIGHT, CLASSES - 1).tolist()]
-
-
-def make_network(side: int, seed: int) -> nn.Sequential:
-    """Two convolutions with pooling and a linear layer, for images of ``side`` pixels a side."""
-    torch.manual_seed(seed)
-    first, second = CHANNELS
-    network = nn.Sequential()
-    network.add_module("conv1", nn.Conv2d(1, first, 3, padding=1))
-    network.add_module("relu1", nn.ReLU())
-    network.add_module("pool1", nn.MaxPool2d(2))
-    network.add_module("conv2", nn.Conv2d(first, second, 3, padding=1))
-    network.add_module("relu2", nn.ReLU())
-    network.add_module("pool2", nn.MaxPool2d(2))
-    network.add_module("flatten", nn.Flatten())
-    network.add_module("linear", nn.Linear(second * (side // 4) ** 2, CLASSES))
-    return network
-
-
-def class_losses(logits: Tensor, labels: Tensor, weights: list[float]) -> dict[str, Tensor]:
-    """The weighted mean cross entropy of each class that the batch has; the others are left out."""
-    losses = functional.cross_entropy(logits, labels, reduction="none")
-    members = {c: labels == c for c in labels.unique().tolist()}
-    return {str(c): weights[c] * losses[member].mean() for c, member in members.items()}
-
-
-def make_optimizer(method: Method, network: nn.Module, lr: float) -> MTAdam | torch.optim.Adam:
-    """The method's optimizer; all but the learning rate is at its default."""
-    return (MTAdam if method.balances else torch.optim.Adam)(network.parameters(), lr=lr)
-
-
-def make_step(optimizer: MTAdam | torch.optim.Adam, losses: dict[str, Tensor]) -> None:
-    """A step on the terms, each apart, or on their sum."""
-    optimizer.zero_grad()
-    if isinstance(optimizer, MTAdam):
-        optimizer.backward(losses)
-    else:
-        torch.stack(list(losses.values())).sum().backward()
-    optimizer.step()
-
-
-def batches(positions: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """The positions in random order, in full batches; the rest waits for another epoch."""
-    shuffled = positions[torch.randperm(len(positions), generator=generator)]
-    return (batch for batch in shuffled.split(BATCH) if len(batch) == BATCH)
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, images: Images, positions: Tensor) -> float:
-    """Part of the images at ``positions`` that the network classifies rightly."""
-    guesses = network(images.pixels[positions]).argmax(dim=1)
-    return (guesses == images.labels[positions]).double().mean().item()
+def train(job: Job) -> Run:
+    """Trains a network from its beginning."""
+    training = Training(load_images(), BY_NAME[job.strategy], job.lr, job.seed)
+    run = Run()
+    for _ in range(job.epochs):
+        for batch in training.epoch():
+            training.step(batch)
+        run.validation.append(training.accuracy(training.validation))
+        run.test.append(training.accuracy(training.test))
+    if isinstance(training.optimizer, MTAdam):
+        run.scales = scales_by_parameter(training.network, training.optimizer)
+    return run
 
 
 def scales_by_parameter(network: nn.Module, mtadam: MTAdam) -> dict[str, list[float]]:
     """What the last step multiplied the gradient of each class's term by, for each named parameter."""
     by_term = mtadam.term_scales()
-    table = torch.stack([by_term[str(c)] for c in range(CLASSES)], dim=1)
+    table = torch.stack([by_term[term] for term in TERMS], dim=1)
     return {name: row.tolist() for (name, _), row in zip(network.named_parameters(), table, strict=True)}
-
-
-def train(images: Images, method: Method, lr: float, seed: int, epochs: int, after_epoch: Callable[[], object]) -> Run:
-    """Trains a network from the seed's initial one, on its split, in its order of batches, with its weights."""
-    training, validation, test = split(images.labels, seed)
-    weights = draw_bad_weights(seed) if method.bad_weights else [1.0] * CLASSES
-    network = make_network(images.pixels.shape[-1], seed)
-    optimizer = make_optimizer(method, network, lr)
-    generator = torch.Generator().manual_seed(seed)
-    run = Run([], [], {})
-    for _ in range(epochs):
-        for batch in batches(training, generator):
-            make_step(optimizer, class_losses(network(images.pixels[batch]), images.labels[batch], weights))
-        run.validation.append(accuracy(network, images, validation))
-        run.test.append(accuracy(network, images, test))
-        after_epoch()
-    if isinstance(optimizer, MTAdam):
-        run.scales = scales_by_parameter(network, optimizer)
-    return run

@@ -2,10 +2,10 @@
 
 import inspect
 import re
-import sys
 from pathlib import Path
 
 import torch
+from readme import with_records
 from torch import nn
 
 import mtadam_fused
@@ -13,7 +13,6 @@ from mtadam_fused import rules, weighting
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-sys.path.insert(0, str(ROOT / "bench"))
 
 
 def test_python_blocks_run() -> None:
@@ -47,8 +46,6 @@ def test_docstring_example_is_readmes() -> None:
 
 
 def test_tables_are_the_recorded_ones() -> None:
-    from readme import with_records
-
     assert with_records(README) == README
 
 
