@@ -18,6 +18,7 @@ from workloads import GPU_ONLY, Case, Grads, elements
 
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import choose, statuses
+from mtadam_fused.backends.registry import AUTO
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from published import PublishedMTAdam
@@ -146,6 +147,8 @@ def make_copy(case: Case, device: Device, grads: Grads) -> Contender:
 
 def ours(backend: str) -> Peer:
     def make(case: Case, device: Device, grads: Grads) -> Contender:
+        if backend not in AUTO:
+            raise LeftOutError(statuses()[backend].reason)
         try:
             choose(backend, device.place)
         except RuntimeError as error:
