@@ -47,7 +47,8 @@ class CombinedAdam(FusedOptimizer):
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
             waiting for the device.
-        backend: "auto" (the best for each device), "cuda", "cpu" or "reference".
+        backend: "auto" (the best for each device), "cuda", "triton" (for GPUs where the CUDA kernels are not built; on
+            the CPU in its interpreter, where TRITON_INTERPRET=1 is set), "cpu" or "reference".
 
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among
@@ -141,8 +142,10 @@ class CombinedAdam(FusedOptimizer):
             return gram
         for work, seen in zip(works, self._seen(works), strict=True):
             if any(seen):
-                grads = [[g if see else None for g, see in zip(row, seen, strict=True)] for row in work.grads]
-                self._backends[work.table.device].term_gram(replace(work, grads=grads))
+                if not all(seen):
+                    grads = [[g if see else None for g, see in zip(row, seen, strict=True)] for row in work.grads]
+                    work = replace(work, grads=grads)
+                self._backends[work.table.device].term_gram(work)
                 gram += work.table.gram.sum(dim=0).to(device)
         return gram
 
