@@ -32,6 +32,20 @@ def adam(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
     torch.optim.Adam(params, foreach=False, fused=False).step()
 
 
+def weighted_adam(weights: Sequence[float]) -> Oracle:
+    """A step of torch.optim.Adam on the sum of the terms' gradients times these weights."""
+
+    def oracle(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
+        adam(params, [[sum_of(weights, of_terms) for of_terms in zip(*grads, strict=True)]])
+
+    return oracle
+
+
+def sum_of(weights: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    """Of the gradients times their weights."""
+    return torch.stack([w * g for w, g in zip(weights, grads, strict=True)]).sum(dim=0)
+
+
 def looked_at(params: Sequence[Tensor]) -> list[int]:
     """Positions of the smallest parameters, at least one, of CHECKED_ELEMENTS together."""
     chosen: list[int] = []

@@ -24,6 +24,12 @@ def mtadam_state(terms: int) -> int:
     return (terms + 1) * FLOAT
 
 
+def combined_step(terms: int, element: int, *, gram: bool) -> int:
+    """CombinedAdam's step: reads the K gradients, twice for a rule that looks at their dot products."""
+    gradients = (2 if gram else 1) * terms * element
+    return gradients + 4 * FLOAT + 2 * element
+
+
 def published_step(terms: int) -> int:
     """The published form in one pass over float32, with K first moments; its loop makes many passes."""
     return 24 * terms + 8

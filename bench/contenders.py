@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from measure import Contender, LeftOutError
 from torch import Tensor
 from workloads import GPU_ONLY, Case, Grads, elements
 
-from mtadam_fused import MTAdam
+from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.backends import choose, statuses
 from mtadam_fused.backends.registry import AUTO
 
@@ -36,7 +36,7 @@ class Peer:
     compiled: bool = False
 
 
-def give(optimizer: MTAdam, params: Sequence[Tensor], grads: Grads) -> None:
+def give(optimizer: MTAdam | CombinedAdam, params: Sequence[Tensor], grads: Grads) -> None:
     """Hands the gradients of each term to the optimizer, as its backward passes would."""
     for k, of_term in enumerate(grads):
         with optimizer.term(k):
@@ -145,23 +145,25 @@ def make_copy(case: Case, device: Device, grads: Grads) -> Contender:
     return Contender("copy", lambda: target.copy_(source), bytes_moved=moved)
 
 
-def ours(backend: str) -> Peer:
-    def make(case: Case, device: Device, grads: Grads) -> Contender:
+def ours(backend: str, make: Callable[[str, Case, Device, Grads], Contender], floats: Callable[[int], int]) -> Peer:
+    """Our optimizer on one backend."""
+
+    def make_where_usable(case: Case, device: Device, grads: Grads) -> Contender:
         if backend not in AUTO:
             raise LeftOutError(statuses()[backend].reason)
         try:
             choose(backend, device.place)
         except RuntimeError as error:
             raise LeftOutError(str(error)) from None
-        return make_mtadam(backend, case, device, grads)
+        return make(backend, case, device, grads)
 
-    return Peer(make, lambda terms: terms + 2, slow=backend == "reference")
+    return Peer(make_where_usable, floats, slow=backend == "reference")
 
 
 # By name, most wanted first: what does not fit into the memory beside those before it is left out.
 PEERS: dict[str, Peer] = dict(
     chain(
-        ((f"mtadam-{backend}", ours(backend)) for backend in statuses()),
+        ((f"mtadam-{backend}", ours(backend, make_mtadam, lambda terms: terms + 2)) for backend in statuses()),
         {
             "copy": Peer(make_copy, lambda terms: 2),
             "adam-on-sum": Peer(make_adam_on_sum, lambda terms: 3),
@@ -175,7 +177,7 @@ PEERS: dict[str, Peer] = dict(
 
 
 def make_contenders(
-    case: Case, device: Device, names: Iterable[str] = PEERS, share: float = 1.0
+    case: Case, device: Device, peers: Mapping[str, Peer] = PEERS, share: float = 1.0
 ) -> tuple[Grads, list[Contender], dict[str, str]]:
     """The gradients of a case, the contenders that step with them here, and why the others do not.
 
@@ -185,11 +187,10 @@ def make_contenders(
     size = elements([torch.empty(shape, device="meta") for shape in case.shapes])
     room = 0.8 * device.free() - 4 * size * case.terms  # what the gradients leave
     if case.workload in GPU_ONLY and device.place.type == "cpu":
-        return [], [], dict.fromkeys(names, "on a GPU only")
+        return [], [], dict.fromkeys(peers, "on a GPU only")
     left_out, contenders = {}, []
     grads = case.grads(device.place) if room > 0 else []
-    for name in names:
-        peer = PEERS[name]
+    for name, peer in peers.items():
         needed = 4 * size * peer.floats(case.terms)
         try:
             if needed > room:

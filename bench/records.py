@@ -12,6 +12,7 @@ from typing import Any
 
 from measure import Spread, Times, faster, spread
 
+OURS = ("mtadam", "combined")  # the names of our contenders start with one of these
 JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
 
 
@@ -19,7 +20,7 @@ JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
 class Record:
     """What one contender did in one case."""
 
-    group: str  # step, train or memory
+    group: str  # step, combine, train, train-combine or memory
     workload: str
     parameters: int
     tensors: int
@@ -28,6 +29,7 @@ class Record:
     contender: str
     seconds: Spread  # on the device
     host: Spread  # seconds until the call returned
+    rule: str = ""  # that weights the terms
     gb_per_second: float | None = None  # by the byte model
     of_copy: float | None = None  # the fraction of the copy's GB/s in the same turns
     state_bytes: float | None = None  # per parameter element
@@ -68,11 +70,11 @@ class Run:
 
 
 def make_records(times: Times, moved: dict[str, float | None], **case: Any) -> dict[str, Record]:
-    """A record for each contender; those of MTAdam have the ratios to all others."""
+    """A record for each contender; ours have the ratios to all others."""
     rates = {name: b / spread(times.device(name)).median / 1e9 for name, b in moved.items() if b is not None}
     records = {}
     for name in times.samples:
-        others = [other for other in times.samples if other not in (name, "copy") and name.startswith("mtadam")]
+        others = [other for other in times.samples if other not in (name, "copy") and name.startswith(OURS)]
         records[name] = Record(
             **case,
             contender=name,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from measure import Spread
-from records import LeftOut, Record, load
+from records import OURS, LeftOut, Record, load
 
 Row = dict[str, str]
 
@@ -35,15 +35,15 @@ def millions(parameters: int) -> str:
 
 
 def ours(records: Iterable[Record], group: str) -> list[Record]:
-    """The records of MTAdam in a group."""
-    return [r for r in records if r.group == group and r.contender.startswith("mtadam")]
+    """The records of our optimizers in a group."""
+    return [r for r in records if r.group == group and r.contender.startswith(OURS)]
 
 
 def fastest(records: Iterable[Record]) -> list[Record]:
     """Of each case, the record of the fastest backend, launched eagerly."""
     best: dict[tuple, Record] = {}
     for record in records:
-        case = record.workload, record.dtype, record.terms
+        case = record.workload, record.dtype, record.terms, record.rule
         if record.contender != "mtadam-graph" and (
             case not in best or record.seconds.median < best[case].seconds.median
         ):
@@ -59,12 +59,14 @@ PEERS = {
     "published": "published loop",
     "compiled": "torch.compile",
 }
+OF_RULES = {"torchjd": "TorchJD + Adam", "torchjd-layerwise": "TorchJD layerwise"}  # where a rule weights the terms
 
 
 def label(record: Record) -> Row:
     """The columns that say what was measured."""
     bf16 = ", bf16" if record.dtype == "bfloat16" else ""
-    return {"workload": f"{record.workload} ({millions(record.parameters)}{bf16})", "K": str(record.terms)}
+    workload = f"{record.workload} ({millions(record.parameters)}{bf16})"
+    return {"workload": workload, "rule": record.rule, "K": str(record.terms)}
 
 
 def speed(record: Record) -> Row:
@@ -78,12 +80,12 @@ def speed(record: Record) -> Row:
 
 def peers(record: Record) -> Row:
     """How many times as fast as each peer a step is."""
-    return {peer: ratio(record.faster_than.get(name)) for name, peer in PEERS.items()}
+    return {peer: ratio(record.faster_than.get(name)) for name, peer in (OF_RULES | PEERS).items()}
 
 
 def host(record: Record) -> Row:
     """The host's time of a step, and how many times as fast it is as the peers'."""
-    of_peers = {f"{peer}, host": ratio(record.host_faster_than.get(name)) for name, peer in PEERS.items()}
+    of_peers = {f"{peer}, host": ratio(record.host_faster_than.get(name)) for name, peer in (OF_RULES | PEERS).items()}
     return {"host ms": number(1e3 * record.host.median), **of_peers}
 
 
@@ -98,32 +100,34 @@ def memory(record: Record) -> Row:
 
 
 def backend(record: Record) -> Row:
-    return {"backend": record.contender.removeprefix("mtadam-")}
+    return {"backend": record.contender.split("-", 1)[1]}
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def short(records: Sequence[Record]) -> str:
-    """The fastest backend's step in one table, for the top README and the end of a run."""
-    return markdown([label(r) | speed(r) | peers(r) for r in fastest(ours(records, "step"))])
+    """The fastest backend's step, a table for MTAdam and one for CombinedAdam, for the top README."""
+    found = [fastest(ours(records, group)) for group in ("step", "combine")]
+    return "\n\n".join(markdown([label(r) | speed(r) | peers(r) for r in of_group]) for of_group in found if of_group)
 
 
 def full(records: Sequence[Record]) -> dict[str, str]:
     """Every table by its title."""
-    steps = ours(records, "step")
+    steps, combined = ours(records, "step"), ours(records, "combine")
     found = {
         "Speed of a step": [label(r) | backend(r) | speed(r) for r in steps],
         "Step: times as fast as": [label(r) | backend(r) | peers(r) for r in steps],
-        "Host's time of a step": [label(r) | backend(r) | host(r) for r in steps if r.host != r.seconds],
-        "Whole training step": [training(r) for r in ours(records, "train")],
+        "Weights by a rule, and Adam's step": [label(r) | backend(r) | speed(r) | peers(r) for r in combined],
+        "Host's time of a step": [label(r) | backend(r) | host(r) for r in steps + combined if r.host != r.seconds],
+        "Whole training step": [training(r) for r in ours(records, "train") + ours(records, "train-combine")],
         "Memory, bytes per parameter": [label(r) | memory(r) for r in records if r.group == "memory"],
     }
     return {title: markdown(rows) for title, rows in found.items() if rows}
 
 
 def training(record: Record) -> Row:
-    """A training step of MTAdam beside its peers'."""
+    """A training step of ours beside its peers'."""
     return label(record) | {"ms": number(1e3 * record.seconds.median)} | peers(record)
 
 

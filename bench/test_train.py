@@ -1,6 +1,6 @@
 """Whole training steps of small models: what balancing the losses costs beside Adam on their sum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
 import pytest
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 GROUP = "train"
 CASES = QUICK_CASES = ("digit_classes", "diabetes_quantiles", "super_resolution")  # of training.TASKS
 Losses = Callable[[], dict[str, Tensor]]
+Maker = Callable[[list[Tensor], Losses, Device], Contender]
 
 
 def make_mtadam(params: list[Tensor], losses: Losses, device: Device) -> Contender:
@@ -64,7 +65,7 @@ def make_adam_on_sum(params: list[Tensor], losses: Losses, device: Device) -> Co
     return Contender("adam-on-sum", run, params, oracle=oracle)
 
 
-MAKERS = {"mtadam": make_mtadam, "published": make_published, "adam-on-sum": make_adam_on_sum}
+MAKERS: dict[str, Maker] = {"mtadam": make_mtadam, "published": make_published, "adam-on-sum": make_adam_on_sum}
 
 
 def term_gradients(losses: dict[str, Tensor], params: list[Tensor]) -> list[list[Tensor]]:
@@ -79,9 +80,16 @@ def test_train(case: str, contender: str, suite: Suite, request: pytest.FixtureR
 
 
 def measure_training(name: str, suite: Suite) -> Outcome:
+    """See ``measure_makers``."""
+    return measure_makers(name, suite, MAKERS, {}, group=GROUP)
+
+
+def measure_makers(
+    name: str, suite: Suite, makers: Mapping[str, Maker], left_out: dict[str, str], **record: str
+) -> Outcome:
     """Checks the first step of each contender, then times whole steps in turns, each on a network of its own."""
     if find_spec("sklearn") is None:
-        return Outcome(left_out=dict.fromkeys(MAKERS, "scikit-learn, which has the data, is not installed"))
+        return Outcome(left_out=dict.fromkeys(makers, "scikit-learn, which has the data, is not installed"))
     from training import TASKS
 
     def make() -> tuple[list[Tensor], Losses]:
@@ -90,19 +98,19 @@ def measure_training(name: str, suite: Suite) -> Outcome:
 
     params, losses = make()
     grads = term_gradients(losses(), params)
-    contenders = [maker(*make(), suite.device) for maker in MAKERS.values()]
+    contenders = [maker(*make(), suite.device) for maker in makers.values()]
     start = Start.of(params, grads)
     for contender in contenders:
         check_first_run(contender, start)
     times = take_turns(suite.device, contenders, suite.budget)
     records = make_records(
         times,
-        dict.fromkeys(MAKERS),
-        group=GROUP,
+        dict.fromkeys(times.samples),
         workload=name,
         parameters=elements(params),
         tensors=len(params),
         terms=len(grads),
         dtype="float32",
+        **record,
     )
-    return Outcome(records, times.samples)
+    return Outcome(records, times.samples, left_out)

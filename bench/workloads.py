@@ -152,6 +152,7 @@ WORKLOADS: dict[str, Callable[[], nn.Module]] = {
     "decoder_1b": decoder_1b,
     "tiny_1000": lambda: equal(1000, 64),
     "small_300": lambda: equal(300, 1024),
+    "equal_20m": lambda: equal(20, 1000, 1000),
     "equal_100m": lambda: equal(25, 2000, 2000),
 }
 GPU_ONLY = {"decoder_1b"}
@@ -166,15 +167,17 @@ def shapes_of(workload: str) -> Shapes:
 
 @dataclass(frozen=True)
 class Case:
-    """A workload with K terms."""
+    """A workload with K terms, which a rule of CombinedAdam weights if it is named."""
 
     workload: str
     terms: int
     dtype: torch.dtype = torch.float32
+    rule: str = ""
 
     def __str__(self) -> str:
         """The id of its benchmarks."""
-        return f"{self.workload}-K{self.terms}" + ("-bf16" if self.dtype == torch.bfloat16 else "")
+        bf16 = "-bf16" if self.dtype == torch.bfloat16 else ""
+        return f"{self.workload}-K{self.terms}{bf16}" + (f"-{self.rule}" if self.rule else "")
 
     @property
     def shapes(self) -> Shapes:
@@ -192,8 +195,19 @@ class Case:
         return [nn.Parameter(normal(shape, 0.02, self.dtype, generator)) for shape in self.shapes]
 
     def grads(self, device: torch.device) -> Grads:
-        """``[K][parameters]`` gradients: of norm 0.1 in each layer, 10 to the k % 4 times as large for term k."""
+        """``[K][parameters]`` gradients: of norm 0.1 in each layer, 10 to the k % 4 times as large for term k.
+
+        Those for a rule conflict: all pairs are at an obtuse angle, and term k is 2 to the k times as large. They are
+        below Adam's eps, for with larger ones Adam's first step shows no more of them than their signs.
+        """
         generator = torch.Generator(device).manual_seed(1)
+        if self.rule:
+            grads = [[normal(shape, 1e-9, self.dtype, generator) for shape in self.shapes] for _ in range(self.terms)]
+            for of_param in zip(*grads, strict=True):
+                half_mean = sum(of_param) / (2 * self.terms)
+                for k, grad in enumerate(of_param):
+                    grad.sub_(half_mean).mul_(2**k)
+            return grads
         norms = [0.1 * 10 ** (k % 4) for k in range(self.terms)]
         return [
             [normal(shape, norm / math.sqrt(math.prod(shape)), self.dtype, generator) for shape in self.shapes]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,12 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The records of a short run."""
     out = tmp_path_factory.mktemp("records")
     options = ["--quick", "--device", "cpu", "--seconds", "0.01", "--record", str(out)]
-    chosen = ["-k", "srresnet-K2 or diabetes"]
+    chosen = ["-k", "srresnet-K2 or diabetes or PCGrad"]
     command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *options, *chosen]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # what else the machine does costs threads most
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    for shown in ("Speed of a step", "Whole training step", "mtadam-cuda: backend 'cuda' cannot be used"):
+    for shown in ("Speed of a step", "Whole training step", "Weights by a rule", "mtadam-cuda: backend 'cuda' cannot"):
         assert shown in run.stdout
     return out / "cpu"
 
@@ -48,6 +49,11 @@ def test_records(folder: Path) -> None:
     assert {r.contender for r in run.records if r.group == "train"} == {"mtadam", "published", "adam-on-sum"}
     mine = next(r for r in run.records if r.contender == "mtadam-cpu")
     assert mine.faster_than.keys() == {"mtadam-reference", "adam-on-sum", "adam-k-times", "published"}
+    combined = next(r for r in run.records if r.contender == "combined-cpu")
+    assert (combined.workload, combined.rule, combined.terms) == ("mnist", "PCGrad", 2)
+    peers = {r.contender for r in run.records} | {entry.contender for entry in run.left_out}
+    assert peers >= {"torchjd", "torchjd-layerwise"}  # timed, or named where it is not installed
+    assert ("torchjd" in combined.faster_than) == (find_spec("torchjd") is not None)
     assert {entry.contender for entry in run.left_out} >= {"mtadam-cuda", "mtadam-graph", "compiled"}
     with (folder / "records.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -57,7 +63,9 @@ def test_records(folder: Path) -> None:
 
 def test_report(folder: Path) -> None:
     write(folder)
-    assert "| srresnet (1.55 M) | 2 |" in (folder / "table.md").read_text()
+    table = (folder / "table.md").read_text()
+    assert "| srresnet (1.55 M) | 2 |" in table
+    assert "| mnist (1.2 M) | PCGrad | 2 |" in table
     page = (folder / "README.md").read_text()
     assert "mtadam-graph: CUDA graphs need a GPU" in page
     for picture in ("bandwidth.png", "peers.png", "times.png"):

@@ -4,13 +4,15 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from closeness import TooFar
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import byte_model
-from agreement import Start, check_first_run
+from agreement import Start, check_first_run, weighted_adam
+from combined import COMBINED, RULES, gram_of, least_norm_weights
 from contenders import PEERS, make_contenders
 from devices import CpuDevice
 from measure import Budget, Contender, faster, take_turns
@@ -30,6 +32,7 @@ PUBLISHED = {
     "decoder_1b": 1_100_048_384,  # TinyLlama-1.1B, arXiv 2401.02385
     "tiny_1000": 64_000,
     "small_300": 300 * 1024,
+    "equal_20m": 20_000_000,
     "equal_100m": 100_000_000,
 }
 CPU = CpuDevice()
@@ -47,6 +50,8 @@ def test_byte_model_is_the_papers() -> None:
         assert byte_model.mtadam_step(terms, 4) == 16 * terms + 16
         assert byte_model.mtadam_state(terms) == 4 * terms + 4
     assert byte_model.mtadam_step(4, 2) == 4 * (2 + 2) + 4 * 8 + 8 + 4  # bfloat16: only moments are float32
+    assert byte_model.combined_step(4, 4, gram=True) == 4 * 4 + 4 * 4 + 24
+    assert byte_model.combined_step(4, 4, gram=False) == 4 * 4 + 24
     assert byte_model.adam_step(4) == 28
     assert byte_model.copy(4) == 8
 
@@ -54,7 +59,7 @@ def test_byte_model_is_the_papers() -> None:
 def contenders() -> tuple[Start, dict[str, Contender]]:
     """Those of a small case, that make the same step."""
     names = ["mtadam-reference", "mtadam-cpu", "adam-on-sum", "published"]
-    grads, made, left_out = make_contenders(SMALL, CPU, names)
+    grads, made, left_out = make_contenders(SMALL, CPU, {name: PEERS[name] for name in names})
     assert not left_out
     return Start.of(SMALL.params(CPU.place), grads), {contender.name: contender for contender in made}
 
@@ -78,6 +83,35 @@ def test_a_wrong_step_is_refused(name: str) -> None:
 
     with pytest.raises(TooFar, match=name):
         check_first_run(replace(made[name], run=run), start)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("terms", [2, 4])
+def test_contenders_with_a_rule_make_the_step_that_they_should(rule: str, terms: int) -> None:
+    case = Case("small_300", terms, rule=rule)
+    grads, made, _ = make_contenders(case, CPU, COMBINED)
+    start = Start.of(case.params(CPU.place), grads)
+    assert {"combined-cpu", "combined-reference", "adam-on-sum"} <= {contender.name for contender in made}
+    for contender in made:
+        check_first_run(contender, start)
+    gram = gram_of(grads)
+    assert (gram < 0).sum() == terms * (terms - 1)  # all pairs conflict
+    weights = RULES[rule].weights(gram)
+    for faulty in (1.01 * weights, [1.01 * weights[0], *weights[1:]]):
+        _, (again, *_), _ = make_contenders(case, CPU, {"combined-cpu": COMBINED["combined-cpu"]})
+        with pytest.raises(TooFar, match="combined-cpu"):
+            check_first_run(replace(again, oracle=weighted_adam(list(faulty))), start)
+
+
+def test_weights_of_least_norm() -> None:
+    rng = np.random.default_rng(0)
+    for terms in (2, 3, 4, 10):
+        gram = np.cov(rng.standard_normal((terms, 20)), bias=True)
+        products = gram @ least_norm_weights(gram)
+        weights = least_norm_weights(gram)
+        assert weights.sum() == pytest.approx(1)
+        assert weights.min() >= 0
+        assert products.min() == pytest.approx(weights @ products)  # no vertex is nearer: Frank and Wolfe's condition
 
 
 def test_what_is_left_out_is_named() -> None:

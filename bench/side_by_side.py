@@ -1,0 +1,35 @@
+"""The measuring of one step by several contenders."""
+
+import gc
+from collections.abc import Mapping
+
+from agreement import Start, check_first_run
+from contenders import Peer, make_contenders
+from measure import take_turns
+from records import make_records
+from suite import Outcome, Suite
+from workloads import Case, elements
+
+
+def measure_steps(case: Case, suite: Suite, group: str, peers: Mapping[str, Peer]) -> Outcome:
+    """Checks that the contenders make the update they should, then times them in turns."""
+    gc.collect()  # the last case's tensors
+    grads, contenders, left_out = make_contenders(case, suite.device, peers, suite.budget.share)
+    if not contenders:
+        return Outcome(left_out=left_out)
+    start = Start.of(case.params(suite.device.place), grads)
+    for contender in contenders:
+        check_first_run(contender, start)
+    times = take_turns(suite.device, contenders, suite.budget)
+    records = make_records(
+        times,
+        {contender.name: contender.bytes_moved for contender in contenders},
+        group=group,
+        workload=case.workload,
+        parameters=elements(grads[0]),
+        tensors=len(grads[0]),
+        terms=case.terms,
+        rule=case.rule,
+        dtype=str(case.dtype).removeprefix("torch."),
+    )
+    return Outcome(records, times.samples, left_out)

@@ -1,0 +1,30 @@
+"""What comes after the gradients when a rule weights them: CombinedAdam beside TorchJD and torch.optim.Adam."""
+
+import pytest
+from combined import COMBINED, RULES
+from side_by_side import measure_steps
+from suite import CLOCK, Outcome, Suite
+from workloads import Case
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
+
+GROUP = "combine"
+QUICK_CASES = ["mnist-K2-PCGrad"]
+_CASES = [Case("mnist", 2, rule="PCGrad")]
+_CASES += [
+    Case(workload, terms, rule=rule)
+    for workload, terms in (("resnet50", 2), ("resnet50", 4), ("equal_20m", 4))
+    for rule in RULES
+]
+CASES = {str(case): case for case in _CASES}
+
+
+@pytest.mark.parametrize("contender", COMBINED)
+@pytest.mark.parametrize("case", CASES)
+def test_combine(case: str, contender: str, suite: Suite, request: pytest.FixtureRequest) -> None:
+    suite.report(request, measure_combine)
+
+
+def measure_combine(name: str, suite: Suite) -> Outcome:
+    """See ``measure_steps``."""
+    return measure_steps(CASES[name], suite, GROUP, COMBINED)
