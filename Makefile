@@ -10,8 +10,9 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
 .PHONY: test lint demo bench bench-quick bench-report clean
 
+# A process per processor, each with one thread; the tests of a file share what they build, so stay together.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
