@@ -13,7 +13,6 @@ from agreement import weighted_adam
 from contenders import Peer, give, make_adam_on_sum, make_copy, ours
 from devices import Device
 from measure import Contender, LeftOutError
-from scipy.optimize import nnls
 from torch import Tensor
 from workloads import Case, Grads, elements
 
@@ -48,6 +47,8 @@ def projected_weights(gram: np.ndarray) -> np.ndarray:
 
 def least_norm_weights(gram: np.ndarray) -> np.ndarray:
     """MGDA's weights, by non-negative least squares: of ``|G'w|^2 + (1 - sum w)^2``, scaled to the sum 1."""
+    from scipy.optimize import nnls  # which a machine that is measured need not have
+
     root = np.linalg.cholesky(gram / gram.diagonal().min())
     weights, _ = nnls(np.vstack([root.T, np.ones(len(gram))]), np.eye(len(gram) + 1)[-1])
     return weights / weights.sum()

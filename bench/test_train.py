@@ -89,7 +89,8 @@ def measure_makers(
 ) -> Outcome:
     """Checks the first step of each contender, then times whole steps in turns, each on a network of its own."""
     if find_spec("sklearn") is None:
-        return Outcome(left_out=dict.fromkeys(makers, "scikit-learn, which has the data, is not installed"))
+        missing = dict.fromkeys(makers, "scikit-learn, which has the data, is not installed")
+        return Outcome(left_out=left_out | missing)
     from training import TASKS
 
     def make() -> tuple[list[Tensor], Losses]:
