@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, Case, CombinedCase, cases
+from cases import DTYPES, Case, CombinedCase
 from closeness import TooFar, check_values
 from hypothesis import HealthCheck, given, settings
+from strategies import cases
 from torch import Tensor, nn
 
 from mtadam_fused import CombinedAdam, MTAdam

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, Case, CombinedCase, cases
+from cases import DTYPES, LAYOUTS, Case, CombinedCase
 from closeness import TooFar
 from emulation import build, load
 from formula import FAULTS
 from hypothesis import HealthCheck, given, settings
+from strategies import cases
 from test_golden import test_golden_trace as check_golden_trace
 from test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
 from traces import NAMES

@@ -6,49 +6,31 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, Case, CombinedCase, cases
+from cases import DTYPES, LAYOUTS, Case, CombinedCase
 from closeness import TooFar
 from formula import FAULTS
-from hypothesis import HealthCheck, given, settings
 from test_golden import compare_with_trace
 from torch import Tensor, nn
 from traces import NAMES
 from training import OPTIMIZERS, begun
 
 from mtadam_fused import MTAdam
+from mtadam_fused import weighting as w
 from mtadam_fused.backends import statuses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1, "device": "cuda"}
-ANY = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
 
 
-@pytest.fixture(params=["cuda", "triton"])
-def backend(request: pytest.FixtureRequest) -> str:
-    status = statuses()[request.param]
-    if not status.usable:
-        pytest.skip(status.reason)
-    return request.param
+@pytest.fixture
+def backend(gpu_backend: str) -> str:
+    return gpu_backend
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, backend: str) -> None:
     compare_with_trace(name, backend, "cuda")
-
-
-@ANY
-@given(case=cases(device="cuda"))
-def test_any_case(case: Case, backend: str) -> None:
-    case.run(backend)
-
-
-@ANY
-@given(case=cases(device="cuda"))
-def test_any_combined_case(case: Case, backend: str) -> None:
-    CombinedCase.like(case).run(backend)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -113,6 +95,19 @@ def test_a_wait_is_seen(backend: str) -> None:
     training = begun("MGDA", "cuda", backend, terms=9)  # of more than eight terms, solved on the host
     with waiting_raises(), pytest.raises(RuntimeError, match="synchronizing"):
         training.step()
+
+
+def test_a_weighting_never_waits_for_the_device() -> None:
+    made: list[w.Weighting] = [w.EqualWeights(), w.RealTimeLoss(), w.InitialLoss(2), w.InitialLoss(values=[1.0, 3.0])]
+    made += [w.PriorLoss([1.0, 3.0]), w.Uncertainty(range(2)), w.KendallUncertainty(range(2), ["regression"] * 2)]
+    for weighting in made:
+        weighting.cuda()
+        losses = [torch.tensor(x, device="cuda", requires_grad=True) for x in (2.0, 5.0)]
+        expected = weighting([loss.cpu() for loss in losses]).item() if not weighting.state_dict() else None
+        with waiting_raises():
+            total = weighting(losses)
+            weighting({1: losses[1]}).backward()
+        assert expected is None or total.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, Case, cases, fewer
+from cases import DTYPES, LAYOUTS, Case, fewer
 from closeness import TooFar
 from formula import FAULTS
 from hypothesis import HealthCheck, given, settings
+from strategies import cases
 
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
 

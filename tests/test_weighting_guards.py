@@ -180,24 +180,6 @@ def test_losses_at_zero_for_long_stay_finite() -> None:
             assert parameter.isfinite().all()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_nothing_waits_for_a_device() -> None:
-    made: list[w.Weighting] = [w.EqualWeights(), w.RealTimeLoss(), w.InitialLoss(2), w.InitialLoss(values=[1.0, 3.0])]
-    made += [w.PriorLoss([1.0, 3.0]), w.Uncertainty(range(2)), w.KendallUncertainty(range(2), ["regression"] * 2)]
-    for weighting in made:
-        weighting.cuda()
-        losses = [torch.tensor(x, device="cuda", requires_grad=True) for x in (2.0, 5.0)]
-        expected = weighting([loss.cpu() for loss in losses]).item() if not weighting.state_dict() else None
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            total = weighting(losses)
-            weighting({1: losses[1]}).backward()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert expected is None or total.item() == pytest.approx(expected, rel=1e-6)
-
-
 # -- losses known without training -------------------------------------------------------------------------------------
 
 
