@@ -5,12 +5,12 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from demo_data import TERMS, Images
 from demo_strategies import ADAM, BY_NAME
 from demo_training import Training
+from measure import tensors
 
 from mtadam_fused.term_optimizer import TermOptimizer
 
@@ -59,12 +59,3 @@ def cost(optimizer: torch.optim.Optimizer, relative_time: float) -> Cost:
     elements = sum(p.numel() for p in params)
     state_bytes = sum(tensor.nbytes for p in params for tensor in tensors(optimizer.state[p]))
     return Cost(passes, round(state_bytes / elements), passes * params[0].element_size(), relative_time)
-
-
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Those in nested dicts and lists."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from tensors(inner)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,3 +95,12 @@ def take_turns(device: Device, contenders: Sequence[Contender], budget: Budget) 
             if turns:
                 samples[contender.name].append(sample)
     return Times(samples)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Those in nested mappings and sequences, as of an optimizer's state."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors(inner)

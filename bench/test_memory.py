@@ -1,7 +1,6 @@
 """Bytes of state, and by how much a step raises the peak of memory, beside the byte model."""
 
 import gc
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +8,9 @@ import byte_model
 import pytest
 from agreement import Start, check_first_run
 from contenders import PEERS, make_contenders
-from measure import Budget, Contender, take_turns
+from measure import Budget, Contender, take_turns, tensors
 from records import make_records
 from suite import CLOCK, Outcome, Suite
-from torch import Tensor
 from workloads import Case, elements
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
@@ -73,14 +71,5 @@ def model_state_bytes(name: str, case: Case) -> int:
 
 def state_bytes(contender: Contender) -> int:
     """Bytes of the tensors of the contender's state, each memory counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(contender.state.values())}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(contender.state)}
     return sum(storages.values())
-
-
-def tensors(values: Iterable[Any]) -> Iterable[Tensor]:
-    """All tensors in nested mappings and lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (dict, list)):
-            yield from tensors(value.values() if isinstance(value, dict) else value)

@@ -58,9 +58,9 @@ class Hyperparameters:
         """Decay of the running norms, and whether they start at their first non-zero value; for MTAdam only."""
         return 0.0, False
 
-    def weights(self, terms: Sequence[Term], *, so_far: bool = False) -> list[float]:
-        """The user's weight of each of ``terms``; arguments and errors as of :func:`weights_of`."""
-        return weights_of(None, terms, so_far=so_far)
+    def weights(self, terms: Sequence[Term]) -> list[float]:
+        """The user's weight of each of ``terms``; errors as of :func:`weights_of`."""
+        return weights_of(None, terms)
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class BalancedHyperparameters(Hyperparameters):
         """Decay of the running norms, and whether they start at their first non-zero value."""
         return self.betas[2], self.norm_init == "first_nonzero"
 
-    def weights(self, terms: Sequence[Term], *, so_far: bool = False) -> list[float]:
-        """The user's weight of each of ``terms``; arguments and errors as of :func:`weights_of`."""
-        return weights_of(self.term_weights, terms, so_far=so_far)
+    def weights(self, terms: Sequence[Term]) -> list[float]:
+        """The user's weight of each of ``terms``; errors as of :func:`weights_of`."""
+        return weights_of(self.term_weights, terms)
 
 
 def weights_of(
