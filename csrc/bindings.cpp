@@ -79,7 +79,7 @@ void define_cpu(py::module_& module, const char* name, void (*launch64)(const mt
 // The tables of a step on a device: `Device` of csrc/launch.h before its arithmetic type is known.
 struct PackedDevice {
   int index;
-  int64_t stream, row, group, weight, second, maximum, chunk_start, partial, factors;
+  int64_t stream, row, group, weight, second, maximum, chunk_start, chunk, chunk_elements, partial, factors;
   bool wants_combined;
 
   template <class C>
@@ -92,6 +92,8 @@ struct PackedDevice {
             pointer<int64_t>(second),
             pointer<int64_t>(maximum),
             pointer<int64_t>(chunk_start),
+            pointer<mtadam::cuda::RowChunk>(chunk),
+            chunk_elements,
             pointer<C>(partial),
             pointer<mtadam::StepFactors<C>>(factors),
             wants_combined};
@@ -101,10 +103,11 @@ struct PackedDevice {
 void define_cuda(py::module_& module) {
   using namespace mtadam;
   py::class_<PackedDevice>(module, "Device", "The tables of a step on a device; see csrc/launch.h.", py::module_local())
-      .def(py::init<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool>(),
+      .def(py::init<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                    int64_t, bool>(),
            py::arg("index"), py::arg("stream"), py::arg("row"), py::arg("group"), py::arg("weight"), py::arg("second"),
-           py::arg("maximum"), py::arg("chunk_start"), py::arg("partial"), py::arg("factors"),
-           py::arg("wants_combined"));
+           py::arg("maximum"), py::arg("chunk_start"), py::arg("chunk"), py::arg("chunk_elements"), py::arg("partial"),
+           py::arg("factors"), py::arg("wants_combined"));
   module.def(
       "cuda_run",
       [](bool float64, const PackedStep& step, const PackedDevice& device, unsigned stages) {
@@ -114,7 +117,8 @@ void define_cuda(py::module_& module) {
       },
       "Launches the stages asked for: 1 term_norms, 2 balance, 4 mtadam_update, 8 term_gram, 16 combined_adam.",
       py::arg("float64"), py::arg("step"), py::arg("device"), py::arg("stages"));
-  module.attr("CUDA_CHUNK") = cuda::kChunk;
+  module.def("cuda_chunk_elements", cuda::chunk_elements, py::arg("elements"),
+             "How many elements the chunks of a step of so many elements should have.");
   module.attr("CUDA_ARCHITECTURES") = MTADAM_CUDA;
 }
 #endif

@@ -23,6 +23,17 @@ __global__ void kernel(float* out, int n) {
 """
 
 
+# 16 bytes copied as a struct, which the compiler takes apart.
+NARROW = """
+struct Four { float at[4]; };
+__global__ void kernel(Four* to, const Four* from) {
+  Four four = from[threadIdx.x];
+  for (float& x : four.at) x *= 2;
+  to[threadIdx.x] = four;
+}
+"""
+
+
 def resources(source: Path, arch: str, folder: Path) -> list[str]:
     """ptxas's lines on stack frames, spills and registers."""
     command = ["nvcc", "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Xptxas", "-v", "-Werror"]
@@ -56,6 +67,27 @@ def test_no_spills(source: Path, arch: str, tmp_path: Path) -> None:
         sep="\n  ",
     )
     assert not spills(lines)
+
+
+def wide_accesses(source: Path, folder: Path) -> set[str]:
+    """The instructions that move 16 bytes from or to global memory."""
+    target = folder / "kernel.ptx"
+    subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=compute_90", "-ptx", source, "-o", target], check=True)
+    return set(re.findall(r"\b(?:ld|st)\.global[.a-z]*\.v4\.[a-z]32", target.read_text()))
+
+
+@pytest.mark.parametrize("kernel", ["term_norms", "term_gram", "mtadam_update", "combined_adam"])
+def test_memory_is_accessed_16_bytes_at_a_time(kernel: str, tmp_path: Path) -> None:
+    expected = {"ld.global.nc.v4.s32"}  # gradients
+    if kernel in ("mtadam_update", "combined_adam"):
+        expected |= {"ld.global.cs.v4.s32", "st.global.cs.v4.s32"}  # parameters and moments
+    assert wide_accesses(ROOT / "csrc" / "cuda" / f"{kernel}.cu", tmp_path) == expected
+
+
+def test_narrow_accesses_are_seen(tmp_path: Path) -> None:
+    source = tmp_path / "narrow.cu"
+    source.write_text(NARROW)
+    assert not wide_accesses(source, tmp_path)
 
 
 def test_a_stack_frame_is_seen(tmp_path: Path) -> None:

@@ -74,9 +74,20 @@ def test_layouts(layout: str, cuda: str) -> None:
     Case(torch.float64, shapes, (layout,) * 3, (layout,) * 3, terms=2, seed=0).run(cuda)
 
 
+@pytest.mark.parametrize("elements", [1024, 8192])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_chunks(dtype: torch.dtype, cuda: str) -> None:
-    Case(dtype, ((3 * 8192 + 5,),), terms=3, steps=2, **ONE).run(cuda)
+def test_many_chunks(
+    dtype: torch.dtype, elements: int, cuda: str, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulated, "cuda_chunk_elements", lambda _: elements)
+    case = Case(dtype, ((3 * 8192 + 5,),), terms=5, steps=2, **ONE)
+    case.run(cuda)
+    CombinedCase.like(case).run(cuda)
+
+
+def test_small_models_have_small_chunks(emulated: ModuleType) -> None:
+    sizes = [emulated.cuda_chunk_elements(n) for n in (0, 1_000_000, 5_000_000, 25_000_000, 2**40)]
+    assert sizes == [1024, 1024, 2048, 8192, 8192]
 
 
 def test_more_addresses_than_one_launch_takes(cuda: str) -> None:
@@ -103,7 +114,7 @@ def test_faults_are_rejected(fault: str, cuda: str) -> None:
         case.run(cuda, fault=fault)
 
 
-@pytest.mark.parametrize("terms", [1, 4, 5, 8, 9, 17])
+@pytest.mark.parametrize("terms", [1, 3, 4, 5, 6, 7, 13])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dot_products_of_many_terms(dtype: torch.dtype, terms: int, cuda: str) -> None:
     shapes, layouts = ((2 * 8192 + 5,), (3, 7), (0,)), ("contiguous", "offset", "contiguous")

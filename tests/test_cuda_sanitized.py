@@ -83,9 +83,9 @@ def test_races(tmp_path: Path) -> None:
 # In each kernel that touches elements, an access out of bounds.
 OVERRUNS = {
     "term_norms": ("slice.partial_sum(k,", "slice.partial_sum(k + 1,"),
-    "mtadam_update": ("element<const G>(grad, i)", "element<const G>(grad, i + 1)"),
+    "mtadam_update": ("load<C, V>(k, state.i)", "load<C, V>(k, state.i + 4)"),
     "term_gram": ("if (pair.k < slice.terms) ", ""),
-    "combined_adam": ("store_pack(second_at,", "store_pack(second_at + 1,"),
+    "combined_adam": ("store_pack(second_at,", "store_pack(second_at + 4,"),
 }
 
 

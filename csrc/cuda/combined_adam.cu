@@ -14,16 +14,15 @@ __global__ void __launch_bounds__(kThreads) begin_kernel(const __grid_constant__
 constexpr int kTile = 4;
 
 template <int V, class P, class G, class S, class C>
-__device__ inline void update(Elements<V, P, G>, const S& slice, int64_t i, const RowStep<C>& row) {
-  const Pack<C, V> param = load_pack<C, V>(element<const P>(slice.row[row.number].param, i));
-  C* const second_at = element<C>(slice.second[row.number], i);
+__device__ inline void update(Elements<V, P, G>, const S& slice, const State<C, V>& state, const RowStep<C>& row) {
+  C* const second_at = element<C>(slice.second[row.number], state.i);
   Pack<C, V> second = load_pack<C, V>(second_at), combined = {}, gradient;
   const C* const weights = slice.scale + row.number * slice.terms;
   for (int64_t first = 0; first < slice.terms; first += kTile) {
     const Tile<G, kTile> tile(slice, row.number, first);
     Pack<C, V> g[kTile];
 #pragma unroll
-    for (int k = 0; k < kTile; ++k) g[k] = tile.template load<C, V>(k, i);
+    for (int k = 0; k < kTile; ++k) g[k] = tile.template load<C, V>(k, state.i);
 #pragma unroll
     for (int k = 0; k < kTile; ++k) {
       const C weight = tile.grad[k] ? weights[first + k] : C(0);
@@ -33,18 +32,18 @@ __device__ inline void update(Elements<V, P, G>, const S& slice, int64_t i, cons
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    gradient.at[j] = balanced_gradient(combined.at[j], row.direction, param.at[j], row.l2_decay);
+    gradient.at[j] = balanced_gradient(combined.at[j], row.direction, state.param.at[j], row.l2_decay);
     second.at[j] = second_moment(second.at[j], gradient.at[j], row.beta2, row.one_minus_beta2);
   }
   store_pack(second_at, second);
-  advance<P>(slice, i, row, param, gradient, combined, bound_of(slice, row.number, i, second));
+  advance<P>(slice, state, row, gradient, combined, bound_of(slice, row.number, state.i, second));
 }
 
 // The step, a block per chunk.
 template <class S>
 __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
     combined_adam_kernel(const __grid_constant__ S slice) {
-  update_rows(slice, [&](auto elements, int64_t i, const auto& row) { update(elements, slice, i, row); });
+  update_rows(slice, [&](auto elements, const auto& state, const auto& row) { update(elements, slice, state, row); });
 }
 
 }  // namespace

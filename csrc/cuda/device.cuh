@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../float16.h"
@@ -20,28 +21,35 @@ namespace mtadam::cuda {
 // Threads of a block; a block works on one chunk of one row.
 constexpr int kThreads = 256;
 
-// Elements that a thread takes at once: 16 bytes of float, so that a warp asks for whole lines.
-constexpr int kVector = 4;
+// Bytes that a thread takes at once, and how many elements that is.
+constexpr int64_t kVectorBytes = 16;
+template <class T>
+constexpr int kVector = kVectorBytes / sizeof(T);
 
 // Addresses in a kernel's argument, of which there are two sizes because a launch costs more the larger it is: about
 // 4 KB, for most models, and nearly the 32,764 bytes that there may be.
 constexpr int64_t kFewAddresses = 480;
 constexpr int64_t kMaxAddresses = 4064;
 
-constexpr int64_t kWide = int64_t(1) << 62;  // set in a gradient's address; no address is as large
+// What a row's step needs to know of all its addresses, set in that of its first term; no address is as large.
+constexpr int64_t kReached = int64_t(1) << 60;  // a term reaches the row
+constexpr int64_t kWide = int64_t(1) << 61;     // its gradients are float32, though the parameter is not
+constexpr int64_t kAligned = int64_t(1) << 62;  // all addresses of the row are multiples of kVectorBytes
+constexpr int64_t kFlags = kReached | kWide | kAligned;
 
 // The argument of every kernel: rows [first, first + count) of a step. All pointers are to device memory.
 template <class C, int64_t kAddresses>
 struct Slice {
   using Arithmetic = C;
 
-  int64_t terms, moments, first, count, rows;
+  int64_t terms, moments, first, count, rows, chunk_elements;
   const Row* row;              // [rows]
   const Group* group;          // [groups]
   const double* weight;        // [groups, terms]
   const int64_t* second;       // [moments, rows] addresses
   const int64_t* maximum;      // [moments, rows] addresses
   const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
+  const RowChunk* chunk;       // [chunks]
   C* partial;                  // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
   StepFactors<C>* factors;     // [rows]
   float* steps;                // [rows] steps taken
@@ -50,23 +58,13 @@ struct Slice {
   C* scale;                    // [rows, terms]
   double* gram;                // [rows, terms, terms]
   bool wants_combined;
-  // [terms, count] addresses of gradients, 0 where absent, with kWide where a gradient is float32 though its parameter
-  // is not; then, where wanted, [count] addresses for the combined gradients.
+  // [terms, count] addresses of gradients, 0 where absent, with a row's flags in that of the first term; then, where
+  // wanted, [count] addresses for the combined gradients.
   int64_t address[kAddresses];
 
-  MTADAM_FN int64_t grad(int64_t k, int64_t r) const { return address[k * count + r - first] & ~kWide; }
+  MTADAM_FN int64_t grad(int64_t k, int64_t r) const { return address[k * count + r - first] & ~kFlags; }
   MTADAM_FN int64_t combined(int64_t r) const { return wants_combined ? address[terms * count + r - first] : 0; }
-  MTADAM_FN bool is_reached(int64_t r) const {
-    for (int64_t k = 0; k < terms; ++k)
-      if (grad(k, r)) return true;
-    return false;
-  }
-  // Of all gradients of a row or of none.
-  MTADAM_FN bool is_wide(int64_t r) const {
-    for (int64_t k = 0; k < terms; ++k)
-      if (address[k * count + r - first] & kWide) return true;
-    return false;
-  }
+  MTADAM_FN bool has(int64_t flag, int64_t r) const { return address[r - first] & flag; }
   MTADAM_FN C& partial_sum(int64_t number, int64_t chunk) const { return partial[number * chunk_start[rows] + chunk]; }
 };
 static_assert(sizeof(Slice<double, kFewAddresses>) <= 4096, "most models' argument is at most 4 KB");
@@ -76,24 +74,55 @@ struct Chunk {
   int64_t number, row, begin, end;  // elements [begin, end) of the row
 };
 
-// The slice's chunk for a block: the last row that starts at or before it, found by halving.
+// One of the slice's chunks.
 template <class S>
-__device__ inline Chunk chunk_of(const S& slice, int64_t block) {
-  const int64_t number = slice.chunk_start[slice.first] + block;
-  int64_t low = slice.first, high = slice.first + slice.count;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (slice.chunk_start[middle] <= number ? low : high) = middle;
-  }
-  const int64_t begin = (number - slice.chunk_start[low]) * kChunk;
-  const int64_t rest = slice.row[low].numel - begin;
-  return {number, low, begin, begin + (rest < kChunk ? rest : kChunk)};
+__device__ inline Chunk chunk_of(const S& slice, int64_t index) {
+  const int64_t number = slice.chunk_start[slice.first] + index;
+  const RowChunk chunk = slice.chunk[number];
+  const int64_t begin = chunk.index * slice.chunk_elements, rest = slice.row[chunk.row].numel - begin;
+  return {number, chunk.row, begin, begin + (rest < slice.chunk_elements ? rest : slice.chunk_elements)};
 }
 
-// V consecutive elements in registers.
+// Gradients are read by two kernels of a step and written by none: the cache keeps them rather than state, which is
+// touched once.
+enum class Data { kGradient, kState };
+
+// V consecutive elements in registers. Only CUDA's own functions are sure to make one access to memory of 16 bytes: one
+// of a struct, or of a vector's type, may become an access for each member.
 template <class T, int V>
-struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
+struct Pack {
   T at[V];
+
+  using Word = std::conditional_t<sizeof(T) * V % 16 == 0, int4, int2>;
+  static constexpr int kWords = sizeof(T) * V / sizeof(Word);
+
+  template <Data data>
+  static __device__ Pack read(const T* from) {
+    if constexpr (V == 1) {
+      return {*from};
+    } else {
+      Word word[kWords];
+#pragma unroll
+      for (int n = 0; n < kWords; ++n) {
+        const Word* const at = reinterpret_cast<const Word*>(from) + n;
+        word[n] = data == Data::kGradient ? __ldg(at) : __ldcs(at);
+      }
+      Pack pack;
+      std::memcpy(&pack, word, sizeof pack);
+      return pack;
+    }
+  }
+
+  __device__ void write(T* to) const {
+    if constexpr (V == 1) {
+      *to = at[0];
+    } else {
+      Word word[kWords];
+      std::memcpy(word, at, sizeof at);
+#pragma unroll
+      for (int n = 0; n < kWords; ++n) __stcs(reinterpret_cast<Word*>(to) + n, word[n]);
+    }
+  }
 };
 
 template <class C, class T, int V>
@@ -106,7 +135,7 @@ __device__ inline Pack<C, V> converted(const Pack<T, V>& stored) {
 
 template <class C, int V, class T>
 __device__ inline Pack<C, V> load_pack(const T* from) {
-  return converted<C>(*reinterpret_cast<const Pack<T, V>*>(from));
+  return converted<C>(Pack<T, V>::template read<Data::kState>(from));
 }
 
 template <class T, class C, int V>
@@ -114,16 +143,13 @@ __device__ inline void store_pack(T* to, const Pack<C, V>& values) {
   Pack<T, V> stored;
 #pragma unroll
   for (int j = 0; j < V; ++j) store(&stored.at[j], values.at[j]);
-  *reinterpret_cast<Pack<T, V>*>(to) = stored;
+  stored.write(to);
 }
 
 template <class T>
 __device__ inline T* element(int64_t address, int64_t i) {
   return reinterpret_cast<T*>(address) + i;
 }
-
-// Whether an address fits vectors of kVector elements of 16 bits or more (16 bytes fit them all).
-__device__ inline bool is_aligned(int64_t address) { return (address & 15) == 0; }
 
 // The gradients of T terms of a row, null where absent or beyond the last term. Loads of them do not wait for each
 // other.
@@ -138,18 +164,11 @@ struct Tile {
       grad[k] = first + k < slice.terms ? element<const G>(slice.grad(first + k, r), 0) : nullptr;
   }
 
-  __device__ bool is_aligned() const {
-    bool aligned = true;
-#pragma unroll
-    for (int k = 0; k < T; ++k) aligned = aligned && cuda::is_aligned(reinterpret_cast<int64_t>(grad[k]));
-    return aligned;
-  }
-
   // Zeros where absent.
   template <class C, int V>
   __device__ Pack<C, V> load(int k, int64_t i) const {
     Pack<G, V> stored = {};
-    if (grad[k]) stored = *reinterpret_cast<const Pack<G, V>*>(grad[k] + i);
+    if (grad[k]) stored = Pack<G, V>::template read<Data::kGradient>(grad[k] + i);
     return converted<C>(stored);
   }
 };
@@ -159,12 +178,13 @@ struct Width {
   static constexpr int value = V;
 };
 
-// Shares the elements of a chunk among the threads of a block: calls body(Width<V>(), i) for V elements from i on, in
-// vectors where all their addresses are aligned.
-template <class Body>
-__device__ inline void for_vectors(const Chunk& chunk, bool aligned, const Body& body) {
-  const int64_t tail = aligned ? chunk.end - (chunk.end - chunk.begin) % kVector : chunk.begin;
-  for (int64_t i = chunk.begin + threadIdx.x * kVector; i < tail; i += kThreads * kVector) body(Width<kVector>(), i);
+// Shares the elements of a chunk among the threads of a block: calls body(Width<W>(), i) for W elements from i on, for
+// vectors of V where the row is aligned, else for one at a time.
+template <int V, class S, class Body>
+__device__ inline void for_vectors(const S& slice, const Chunk& chunk, const Body& body) {
+  const int64_t tail =
+      slice.has(kAligned, chunk.row) ? chunk.end - (chunk.end - chunk.begin) % V : chunk.begin;
+  for (int64_t i = chunk.begin + threadIdx.x * V; i < tail; i += kThreads * V) body(Width<V>(), i);
   for (int64_t i = tail + threadIdx.x; i < chunk.end; i += kThreads) body(Width<1>(), i);
 }
 
@@ -174,7 +194,7 @@ __device__ inline void with_grad_type(const S& slice, int64_t r, const F& f) {
   if constexpr (std::is_same_v<typename S::Arithmetic, double>) {
     f(double());
   } else {
-    switch (slice.is_wide(r) ? int64_t(kFloat32) : slice.row[r].param_type) {
+    switch (slice.has(kWide, r) ? int64_t(kFloat32) : slice.row[r].param_type) {
       case kBFloat16:
         return f(BFloat16());
       case kFloat16:

@@ -26,7 +26,24 @@ class OnDevice {
   int previous_ = 0;
 };
 
-int64_t chunks_of(const Row& row) { return (row.numel + kChunk - 1) / kChunk; }
+// Sizes of chunks: large ones cost least, small ones let small models have all of the device.
+constexpr int64_t kLeastElements = kThreads * kVector<float>;
+constexpr int64_t kMostElements = 8 * kLeastElements;
+constexpr int64_t kEnoughChunks = 2048;
+
+int64_t chunks_of(const Row& row, int64_t elements) { return (row.numel + elements - 1) / elements; }
+
+// The flags of a row of `step`.
+template <class C>
+int64_t flags_of(const Step<C>& step, int64_t r) {
+  const Row& row = step.row[r];
+  int64_t grads = 0, others = row.param | row.exp_avg | step.combined[r];
+  for (int64_t k = 0; k < step.terms; ++k) grads |= step.grad[k * step.rows + r];
+  for (int64_t k = 0; k < step.moments; ++k)
+    others |= step.second[k * step.rows + r] | step.maximum[k * step.rows + r];
+  const bool aligned = (grads | others) % kVectorBytes == 0;
+  return (grads ? kReached : 0) | (step.grad_type[r] != row.param_type ? kWide : 0) | (aligned ? kAligned : 0);
+}
 
 // The argument for rows [first, first + count) of `step`.
 template <class S, class C>
@@ -36,12 +53,14 @@ void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first,
   slice.first = first;
   slice.count = count;
   slice.rows = step.rows;
+  slice.chunk_elements = device.chunk_elements;
   slice.row = device.row;
   slice.group = device.group;
   slice.weight = device.weight;
   slice.second = device.second;
   slice.maximum = device.maximum;
   slice.chunk_start = device.chunk_start;
+  slice.chunk = device.chunk;
   slice.partial = device.partial;
   slice.factors = device.factors;
   slice.steps = step.count;
@@ -52,11 +71,8 @@ void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first,
   slice.wants_combined = device.wants_combined;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t r = first + i;
-    const int64_t wide = step.grad_type[r] != step.row[r].param_type ? kWide : 0;
-    for (int64_t k = 0; k < step.terms; ++k) {
-      const int64_t grad = step.grad[k * step.rows + r];
-      slice.address[k * count + i] = grad ? grad | wide : 0;
-    }
+    for (int64_t k = 0; k < step.terms; ++k) slice.address[k * count + i] = step.grad[k * step.rows + r];
+    slice.address[i] |= flags_of(step, r);
     if (device.wants_combined) slice.address[step.terms * count + i] = step.combined[r];
   }
 }
@@ -76,12 +92,18 @@ void run_rows(const Step<C>& step, const Device<C>& device, unsigned stages, int
   static thread_local Slice<C, kAddresses> slice;  // too large for the stack of a small thread
   fill(slice, step, device, first, count);
   int64_t chunks = 0;
-  for (int64_t r = first; r < first + count; ++r) chunks += chunks_of(step.row[r]);
+  for (int64_t r = first; r < first + count; ++r) chunks += chunks_of(step.row[r], device.chunk_elements);
   launch_stages(slice, chunks, stages, static_cast<cudaStream_t>(device.stream));
   check(cudaGetLastError(), "launching the CUDA kernels");
 }
 
 }  // namespace
+
+int64_t chunk_elements(int64_t elements) {
+  int64_t size = kMostElements;
+  while (size > kLeastElements && elements < size * kEnoughChunks) size /= 2;
+  return size;
+}
 
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages) {

@@ -36,8 +36,9 @@ __device__ inline typename S::Arithmetic chunk_products(const S& slice, const Ch
   C sums[kProducts<T, kSame>] = {};
   with_grad_type(slice, chunk.row, [&](auto grad) {
     const Tile<decltype(grad), T> rows(slice, chunk.row, row), columns(slice, chunk.row, column);
-    for_vectors(chunk, rows.is_aligned() && columns.is_aligned(),
-                [&](auto width, int64_t i) { add_products<kSame, decltype(width)::value>(rows, columns, i, sums); });
+    for_vectors<kVector<C>>(slice, chunk, [&](auto width, int64_t i) {
+      add_products<kSame, decltype(width)::value>(rows, columns, i, sums);
+    });
   });
   return block_sums(sums);
 }

@@ -5,7 +5,7 @@ namespace {
 
 // Terms whose products a block takes together, in registers: up to so many terms the gradients are read once.
 template <class C>
-constexpr int kTile = 32 / sizeof(C);
+constexpr int kTile = 24 / sizeof(C);
 
 // Instead, up to so many terms: fewer registers.
 constexpr int kSmallTile = 4;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) term_gram_kernel(const __grid_consta
   const int64_t tiles = tiles_of<T>(slice.terms);
   const int64_t blocks = kSame ? tiles : pairs_of(tiles - 1);
   const Chunk chunk = chunk_of(slice, blockIdx.x / blocks);
-  if (!slice.is_reached(chunk.row)) return;
+  if (!slice.has(kReached, chunk.row)) return;
   const int64_t block = blockIdx.x % blocks;
   const Pair tile = kSame ? Pair{block, block} : Pair{pair_of(block).k + 1, pair_of(block).j};
   const auto sum = chunk_products<T, kSame>(slice, chunk, tile.k * T, tile.j * T);

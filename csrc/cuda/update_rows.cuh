@@ -30,36 +30,41 @@ __device__ inline auto row_step(const S& slice, int64_t r) {
 template <class S>
 __device__ inline void begin_row(const S& slice, int64_t r) {
   const Group& g = slice.group[slice.row[r].group];
-  if (slice.is_reached(r)) slice.steps[r] += 1;
+  if (slice.has(kReached, r)) slice.steps[r] += 1;
   slice.factors[r] =
       step_factors<typename S::Arithmetic>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(slice.steps[r]));
 }
 
-template <class S>
-__device__ inline bool row_is_aligned(const S& slice, int64_t r) {
-  bool aligned = is_aligned(slice.row[r].param) && is_aligned(slice.row[r].exp_avg) && is_aligned(slice.combined(r));
-  for (int64_t k = 0; k < slice.terms; ++k) aligned = aligned && is_aligned(slice.grad(k, r));
-  for (int64_t k = 0; k < slice.moments; ++k)
-    aligned = aligned && is_aligned(slice.second[k * slice.rows + r]) && is_aligned(slice.maximum[k * slice.rows + r]);
-  return aligned;
-}
-
-// V elements of a parameter of type P with gradients of type G.
+// The types of V elements of a parameter and of its gradients.
 template <int V, class P, class G>
 struct Elements {};
 
-// The block's chunk of a row that a term reaches: calls update(Elements<V, P, G>(), i, row) for V elements from i on.
+// V elements of a parameter and of its first moment, from element i on.
+template <class C, int V>
+struct State {
+  int64_t i;
+  Pack<C, V> param, exp_avg;
+
+  template <class P, class S>
+  static __device__ State read(const S& slice, int64_t r, int64_t i) {
+    return {i, load_pack<C, V>(element<const P>(slice.row[r].param, i)),
+            load_pack<C, V>(element<const C>(slice.row[r].exp_avg, i))};
+  }
+};
+
+// A chunk of a row that a term reaches: calls update(Elements<V, P, G>(), state, row) for V elements after V elements.
+// The block takes its chunk from the end: the gradients read last before are the ones still in the cache.
 template <class S, class Update>
 __device__ inline void update_rows(const S& slice, const Update& update) {
-  const Chunk chunk = chunk_of(slice, blockIdx.x);
-  if (!slice.is_reached(chunk.row)) return;
-  __shared__ bool aligned;
-  if (threadIdx.x == 0) aligned = row_is_aligned(slice, chunk.row);
-  __syncthreads();
+  using C = typename S::Arithmetic;
+  const Chunk chunk = chunk_of(slice, gridDim.x - 1 - blockIdx.x);
+  if (!slice.has(kReached, chunk.row)) return;
   const auto row = row_step(slice, chunk.row);
   with_types(slice, chunk.row, [&](auto param, auto grad) {
-    for_vectors(chunk, aligned, [&](auto width, int64_t i) {
-      update(Elements<decltype(width)::value, decltype(param), decltype(grad)>(), i, row);
+    for_vectors<kVector<C>>(slice, chunk, [&](auto width, int64_t i) {
+      constexpr int V = decltype(width)::value;
+      using P = decltype(param);
+      update(Elements<V, P, decltype(grad)>(), State<C, V>::template read<P>(slice, row.number, i), row);
     });
   });
 }
@@ -82,18 +87,17 @@ __device__ inline Pack<C, V> bound_of(const S& slice, int64_t pair, int64_t i, P
 
 // What both updates end with: first moment, parameter, and the combined gradient where it is wanted.
 template <class P, class S, class C, int V>
-__device__ inline void advance(const S& slice, int64_t i, const RowStep<C>& row, const Pack<C, V>& param,
-                               const Pack<C, V>& gradient, const Pack<C, V>& combined, const Pack<C, V>& largest) {
-  C* const exp_avg_at = element<C>(slice.row[row.number].exp_avg, i);
-  Pack<C, V> exp_avg = load_pack<C, V>(exp_avg_at), updated;
+__device__ inline void advance(const S& slice, State<C, V> state, const RowStep<C>& row, const Pack<C, V>& gradient,
+                               const Pack<C, V>& combined, const Pack<C, V>& largest) {
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    exp_avg.at[j] = first_moment(exp_avg.at[j], gradient.at[j], row.beta1, row.one_minus_beta1);
-    updated.at[j] = updated_param(param.at[j], exp_avg.at[j], largest.at[j], row.factors);
+    C& exp_avg = state.exp_avg.at[j];
+    exp_avg = first_moment(exp_avg, gradient.at[j], row.beta1, row.one_minus_beta1);
+    state.param.at[j] = updated_param(state.param.at[j], exp_avg, largest.at[j], row.factors);
   }
-  store_pack(exp_avg_at, exp_avg);
-  store_pack(element<P>(slice.row[row.number].param, i), updated);
-  if (slice.combined(row.number)) store_pack(element<P>(slice.combined(row.number), i), combined);
+  store_pack(element<C>(slice.row[row.number].exp_avg, state.i), state.exp_avg);
+  store_pack(element<P>(slice.row[row.number].param, state.i), state.param);
+  if (slice.combined(row.number)) store_pack(element<P>(slice.combined(row.number), state.i), combined);
 }
 
 }  // namespace mtadam::cuda

@@ -11,7 +11,7 @@ import torch
 
 from ..table import Table, Work
 from . import native
-from .device import DeviceTables
+from .device import DeviceTables, chunk_table
 from .native import packed
 
 TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM = 1, 2, 4, 8, 16  # Stage of csrc/launch.h
@@ -29,6 +29,16 @@ def status() -> tuple[bool, str]:
     return True, f"kernels compiled for {module.CUDA_ARCHITECTURES}"
 
 
+class CudaTables(DeviceTables):
+    """What the CUDA kernels need on the device besides: the chunks."""
+
+    def __init__(self, work: Work) -> None:
+        params = work.table.params
+        self.chunk_elements = native.module.cuda_chunk_elements(sum(p.numel() for p in params))
+        super().__init__(work, self.chunk_elements)
+        self.chunk = chunk_table(torch.arange(len(params)), self.chunk_counts).to(work.table.device)
+
+
 class CudaBackend:
     """See :class:`mtadam_fused.backends.Backend`."""
 
@@ -36,7 +46,7 @@ class CudaBackend:
 
     def __init__(self, stream: Callable[[torch.device], int] | None = None) -> None:
         self._stream = stream or (lambda device: torch.cuda.current_stream(device).cuda_stream)
-        self._tables: WeakKeyDictionary[Table, DeviceTables] = WeakKeyDictionary()
+        self._tables: WeakKeyDictionary[Table, CudaTables] = WeakKeyDictionary()
 
     def serves(self, device: torch.device) -> bool:
         return device.type == "cuda"
@@ -64,7 +74,7 @@ class CudaBackend:
         table = work.table
         tables = self._tables.get(table)
         if tables is None:
-            tables = self._tables[table] = DeviceTables(work, native.module.CUDA_CHUNK)
+            tables = self._tables[table] = CudaTables(work)
         groups, weights = (0, 0) if stages == TERM_GRAM else (t.data_ptr() for t in tables.hyperparameters(work))
         device: Any = native.module.Device(
             table.device.index or 0,
@@ -75,6 +85,8 @@ class CudaBackend:
             tables.second.data_ptr(),
             tables.maximum.data_ptr(),
             tables.chunk_start.data_ptr(),
+            tables.chunk.data_ptr(),
+            tables.chunk_elements,
             0 if stages == COMBINED_ADAM else tables.partial.data_ptr(),
             tables.factors.data_ptr(),
             work.combined is not None,

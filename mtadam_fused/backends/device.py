@@ -6,7 +6,6 @@ the hyper-parameters with their values.
 
 from array import array
 from functools import cached_property
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,6 +20,12 @@ DTYPES = {"q": torch.int64, "d": torch.float64}  # of arrays
 def on_device(values: array, device: torch.device) -> Tensor:
     """A copy of ``values`` on ``device``."""
     return torch.frombuffer(values, dtype=DTYPES[values.typecode]).to(device, copy=True)
+
+
+def chunk_table(rows: Tensor, counts: Tensor) -> Tensor:
+    """``[chunks, 2]``: the row of each chunk, and its index in the row, for ``rows`` of so many chunks each."""
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.stack((rows.repeat_interleave(counts), torch.arange(len(first)) - first), dim=1)
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -74,18 +79,20 @@ class DeviceTables:
     """A table's addresses on its device, the kernels' scratch, and the hyper-parameters that were last copied there."""
 
     def __init__(self, work: Work, chunk: int) -> None:
+        """For chunks of ``chunk`` elements, of which the last of a row may have fewer."""
         table = work.table
         if is_capturing(table.device):
             raise RuntimeError("make a first step outside of the CUDA graph: it allocates what the kernels need")
-        starts = array("q", accumulate((-(-p.numel() // chunk) for p in table.params), initial=0))
+        self.chunk_counts = torch.tensor([-(-p.numel() // chunk) for p in table.params])  # [rows], on the host
+        starts = torch.cat((torch.zeros(1, dtype=torch.int64), self.chunk_counts.cumsum(0)))
         # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [moments, rows].
         self.row = on_device(table.row_table, table.device)
         self.second = on_device(table.second_table, table.device)
         self.maximum = on_device(table.maximum_table, table.device)
-        self.chunk_start = on_device(starts, table.device)
+        self.chunk_start = starts.to(table.device)
         self.factors = torch.empty(4 * len(table.params), dtype=table.dtype, device=table.device)
         # A sum of squares for each term and chunk, or a product of each pair of terms.
-        self._sums = starts[-1] * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
+        self._sums = int(starts[-1]) * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
         values = work.group_table + work.weight_table
         self._hyperparameters = on_device(values, table.device)
         self._copied = values.tobytes()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..table import Work, addresses
-from .device import DeviceTables, Staging
+from .device import DeviceTables, Staging, chunk_table
 from .native import grad_types
 
 OLDEST = (3, 3)  # the first whose functions take tuples; torch 2.7 comes with it
@@ -73,12 +73,6 @@ def address_table(work: Work) -> array:
     return found
 
 
-def chunk_table(rows: Tensor, counts: Tensor) -> Tensor:
-    """``[chunks, 2]``: the row of each chunk, and its index in the row, for ``rows`` of so many chunks each."""
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return torch.stack((rows.repeat_interleave(counts), torch.arange(len(first)) - first), dim=1)
-
-
 class TritonTables(DeviceTables):
     """What the Triton kernels need on the device besides: the chunks, apart for each type of parameters."""
 
@@ -87,11 +81,10 @@ class TritonTables(DeviceTables):
         table = work.table
         language = import_module("triton.language")
         types = [p.dtype for p in table.params]
-        counts = torch.tensor([-(-p.numel() // kernels.CHUNK.value) for p in table.params])
         self.chunks: list[tuple[Any, Tensor]] = []
         for dtype in dict.fromkeys(types):
             rows = torch.tensor([row for row, of_row in enumerate(types) if of_row == dtype])
-            chunks = chunk_table(rows, counts[rows])
+            chunks = chunk_table(rows, self.chunk_counts[rows])
             if len(chunks):
                 name = str(dtype).removeprefix("torch.")
                 self.chunks.append((getattr(language, name), chunks.to(table.device)))

@@ -46,17 +46,12 @@
 // An OS thread runs one block at a time.
 #define __shared__ static thread_local
 
-struct alignas(8) uint2 {
-  unsigned x, y;
+// CUDA's compiler lets them stand for whatever lies in memory.
+struct alignas(8) [[gnu::may_alias]] int2 {
+  int x, y;
 };
-struct alignas(16) int4 {
+struct alignas(16) [[gnu::may_alias]] int4 {
   int x, y, z, w;
-};
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-struct alignas(16) double2 {
-  double x, y;
 };
 
 using cudaStream_t = struct CUstream_st*;
@@ -115,6 +110,16 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
 template <class T>
 T __ldg(const T* address) {
   return *address;
+}
+
+template <class T>
+T __ldcs(const T* address) {
+  return *address;
+}
+
+template <class T>
+void __stcs(T* address, T value) {
+  *address = value;
 }
 
 inline float __uint_as_float(unsigned bits) {
