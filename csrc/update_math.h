@@ -35,7 +35,8 @@ MTADAM_FN bool is_finite(C x) {
 }
 
 // The running norm of one (layer, term) pair after a step whose gradient has the given norm. A norm that is not finite
-// is left out, so that one bad gradient does not spoil all the steps after it. With `first_nonzero` the running norm
+// is left out, so that one bad gradient does not spoil all the steps after it; so is that of an absent term, NaN, which
+// can still be the anchor. With `first_nonzero` the running norm
 // starts at the first norm above kTinyNorm instead of the first one.
 template <class C>
 MTADAM_FN C running_norm(C running, C norm, C beta3, bool first_nonzero) {
@@ -44,23 +45,18 @@ MTADAM_FN C running_norm(C running, C norm, C beta3, bool first_nonzero) {
   return first_nonzero && !(norm > C(kTinyNorm)) ? running : norm;
 }
 
+// The running norm that a layer's terms are balanced against: the first that counts. Zero where none does.
+template <class C>
+MTADAM_FN C anchor_of(int64_t terms, const C* running) {
+  for (int64_t k = 0; k < terms; ++k)
+    if (running[k] > C(kTinyNorm)) return running[k];
+  return C(0);
+}
+
 // The factor of one term's gradient that brings its running norm to the anchor's, times the user's weight.
 template <class C>
 MTADAM_FN C term_scale(C running, C anchor, C weight) {
   return running > C(kTinyNorm) ? weight * (anchor / running) : C(1);
-}
-
-// Stage 2 for one layer: advances the running norms [terms] by this step's norms and gives each term's scale. A term
-// that is absent (norm NaN) keeps its running norm and can still be the anchor.
-template <class C>
-MTADAM_FN void balance_row(int64_t terms, const C* norm, const double* weight, C beta3, bool first_nonzero, C* running,
-                           C* scale) {
-  C anchor = C(0);
-  for (int64_t k = 0; k < terms; ++k) {
-    running[k] = running_norm(running[k], norm[k], beta3, first_nonzero);
-    if (!(anchor > C(kTinyNorm))) anchor = running[k];
-  }
-  for (int64_t k = 0; k < terms; ++k) scale[k] = term_scale(running[k], anchor, C(weight[k]));
 }
 
 // h_k: the balanced gradient of one term, with weight decay in the published L2 form (once per term).

@@ -25,13 +25,17 @@ __device__ inline T block_sums(const T (&values)[N]) {
   return sum;
 }
 
-// One of the partial sums of a row's chunks, added up, to thread 0 of a block of Threads.
-template <int Threads = kThreads, class S>
-__device__ inline double row_sum(const S& slice, int64_t r, int64_t number) {
-  double sum[1] = {};
-  for (int64_t c = slice.chunk_start[r] + threadIdx.x; c < slice.chunk_start[r + 1]; c += Threads)
-    sum[0] += double(slice.partial_sum(number, c));
-  return block_sums<Threads>(sum);
+// Those of the partial sums [first, last) of a row's chunks that are among the first N, added up, the n-th to thread n
+// of a block of Threads.
+template <int N, int Threads = kThreads, class S>
+__device__ inline double row_sums(const S& slice, int64_t r, int64_t first, int64_t last) {
+  double sums[N] = {};
+  for (int64_t c = slice.chunk_start[r] + threadIdx.x; c < slice.chunk_start[r + 1]; c += Threads) {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+      if (first + n < last) sums[n] += double(slice.partial_sum(first + n, c));
+  }
+  return block_sums<Threads>(sums);
 }
 
 }  // namespace mtadam::cuda

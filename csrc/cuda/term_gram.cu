@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kFoldThreads) fold_kernel(const __grid_constan
   const int64_t number = blockIdx.x % pairs;
   const Pair pair = pair_of(number);
   const bool present = slice.grad(pair.k, r) && slice.grad(pair.j, r);  // the same for all threads of the block
-  const double sum = present ? row_sum<kFoldThreads>(slice, r, number) : 0.0;
+  const double sum = present ? row_sums<1, kFoldThreads>(slice, r, number, number + 1) : 0.0;
   if (threadIdx.x != 0) return;
   double* const gram = slice.gram + r * slice.terms * slice.terms;
   gram[pair.k * slice.terms + pair.j] = gram[pair.j * slice.terms + pair.k] = sum;
