@@ -92,7 +92,7 @@ struct PackedDevice {
             pointer<int64_t>(second),
             pointer<int64_t>(maximum),
             pointer<int64_t>(chunk_start),
-            pointer<mtadam::cuda::RowChunk>(chunk),
+            pointer<mtadam::cuda::Chunk>(chunk),
             chunk_elements,
             pointer<C>(partial),
             pointer<mtadam::StepFactors<C>>(factors),
@@ -117,8 +117,6 @@ void define_cuda(py::module_& module) {
       },
       "Launches the stages asked for: 1 term_norms, 2 balance, 4 mtadam_update, 8 term_gram, 16 combined_adam.",
       py::arg("float64"), py::arg("step"), py::arg("device"), py::arg("stages"));
-  module.def("cuda_chunk_elements", cuda::chunk_elements, py::arg("elements"),
-             "How many elements the chunks of a step of so many elements should have.");
   module.attr("CUDA_ARCHITECTURES") = MTADAM_CUDA;
 }
 #endif

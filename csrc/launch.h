@@ -80,11 +80,11 @@ void combined_adam(const Step<C>& step);
 }  // namespace cpu
 namespace cuda {
 
-// A chunk, the part of a row that a block works on: its row and its number there, from 0.
-struct RowChunk {
-  int64_t row, index;
+// The part of a row that a block works on: elements [begin, end). Chunks are in the order of rows, and numbered from 0.
+struct Chunk {
+  int64_t row, begin, end, number;
 };
-static_assert(sizeof(RowChunk) == 2 * sizeof(int64_t), "chunks arrive as a table of two 64-bit integers");
+static_assert(sizeof(Chunk) == 4 * sizeof(int64_t), "chunks arrive as a table of four 64-bit integers");
 
 // What a step on a device needs besides: copies of the tables there, and scratch. Pointers are to device memory; those
 // of Step to tables are to host memory, its others (count, norm, running, scale) to device memory.
@@ -98,15 +98,12 @@ struct Device {
   const int64_t* second;
   const int64_t* maximum;
   const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
-  const RowChunk* chunk;       // [chunks]
-  int64_t chunk_elements;      // of a chunk; the last of a row may be shorter
+  const Chunk* chunk;          // [chunks]
+  int64_t chunk_elements;      // of all chunks but the last of a row, which may be shorter; a multiple of 16
   C* partial;                  // [terms, chunks] for term_norms, [terms * (terms + 1) / 2, chunks] for term_gram
   StepFactors<C>* factors;     // [rows]
   bool wants_combined;
 };
-
-// How many elements the chunks of a step of so many elements should have.
-int64_t chunk_elements(int64_t elements);
 
 enum Stage : unsigned { kTermNorms = 1, kBalance = 2, kMtadamUpdate = 4, kTermGram = 8, kCombinedAdam = 16 };
 

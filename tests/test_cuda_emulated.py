@@ -76,18 +76,11 @@ def test_layouts(layout: str, cuda: str) -> None:
 
 @pytest.mark.parametrize("elements", [1024, 8192])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_chunks(
-    dtype: torch.dtype, elements: int, cuda: str, emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(emulated, "cuda_chunk_elements", lambda _: elements)
+def test_many_chunks(dtype: torch.dtype, elements: int, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtadam_fused.backends.device.LEAST_ELEMENTS", elements)
     case = Case(dtype, ((3 * 8192 + 5,),), terms=5, steps=2, **ONE)
     case.run(cuda)
     CombinedCase.like(case).run(cuda)
-
-
-def test_small_models_have_small_chunks(emulated: ModuleType) -> None:
-    sizes = [emulated.cuda_chunk_elements(n) for n in (0, 1_000_000, 5_000_000, 25_000_000, 2**40)]
-    assert sizes == [1024, 1024, 2048, 8192, 8192]
 
 
 def test_more_addresses_than_one_launch_takes(cuda: str) -> None:

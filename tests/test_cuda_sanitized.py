@@ -30,7 +30,7 @@ for dtype in (torch.float32, torch.float16):
     shapes, layouts = ((0,), (1,), (3,), (4096,), (20001,)), ("contiguous",) * 5
     options = {"amsgrad": True, "weight_decay": 0.1}
     grad_layouts = (*layouts[1:], "offset")
-    Case(dtype, shapes, layouts, grad_layouts, terms=3, seed=0, absent=0.2, options=options, steps=2).run("reference")
+    Case(dtype, shapes, layouts, grad_layouts, terms=6, seed=0, absent=0.2, options=options, steps=2).run("reference")
     for terms in (3, 9):
         case = CombinedCase(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
         case.run("reference")

@@ -2,13 +2,12 @@
 
 from .balance import balance
 from .combined_adam import begin_step, combined_adam
-from .memory import CHUNK, WARPS
+from .memory import WARPS
 from .mtadam_update import mtadam_update
 from .term_gram import fold_gram, term_gram
 from .term_norms import term_norms
 
 __all__ = [
-    "CHUNK",
     "WARPS",
     "balance",
     "begin_step",

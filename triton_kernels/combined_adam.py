@@ -11,7 +11,6 @@ from .memory import (
     VECTOR,
     chunk_of,
     elements,
-    first_block,
     kernel,
     load_grad,
     mask_of,
@@ -54,7 +53,7 @@ def weighted_sum(
 
 @triton.jit
 def update(
-    row, group, grad, second_address, maximum_address, factors, weights, rows, r, index, end,
+    row, group, grad, second_address, maximum_address, factors, weights, rows, r, begin, end,
     TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The step of a chunk. ALIGN divides every address, and ``end``."""
@@ -64,7 +63,7 @@ def update(
     number = tl.load(row + r * ROW_FIELDS + 3)
     of_terms, of_first_moment, of_step = row_step(group + number * GROUP_FIELDS, factors + r * FACTORS, C)
     direction, beta2, one_minus_beta2, l2_decay = of_terms
-    block = first_block(index)
+    block = begin // BLOCK
     while block * BLOCK < end:
         mask = mask_of(block, end, ALIGN)
         param_at = elements(param_address, block, PARAM, ALIGN)
@@ -87,7 +86,7 @@ def update(
 
 @kernel
 def combined_adam(
-    chunk,  # [programs, 2] int64: row, and index in the row
+    chunk,  # [programs] of Chunk
     row,  # [rows] of Row
     group,  # [groups] of Group
     grad,  # [terms + 1, rows] int64: addresses, 0 where absent; the last for the combined gradients
@@ -101,12 +100,12 @@ def combined_adam(
 ):
     """A program per chunk."""
     C: tl.constexpr = weights.dtype.element_ty
-    r, index, end = chunk_of(chunk, row)
+    r, begin, end, _ = chunk_of(chunk)
     is_reached, bits = reach(grad, rows, r, TERMS)
     v, v_max = tl.load(second + r), tl.load(maximum + r)
     bits |= end | tl.load(row + r * ROW_FIELDS) | tl.load(row + r * ROW_FIELDS + 1) | v | v_max
     if is_reached:
         if is_aligned(bits):
-            update(row, group, grad, v, v_max, factors, weights, rows, r, index, end, TERMS, PARAM, C, VECTOR)
+            update(row, group, grad, v, v_max, factors, weights, rows, r, begin, end, TERMS, PARAM, C, VECTOR)
         else:
-            update(row, group, grad, v, v_max, factors, weights, rows, r, index, end, TERMS, PARAM, C, 1)
+            update(row, group, grad, v, v_max, factors, weights, rows, r, begin, end, TERMS, PARAM, C, 1)

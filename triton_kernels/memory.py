@@ -1,7 +1,7 @@
 """What the kernels share: compiling once, chunks of rows, and elements at addresses.
 
-A *row* is one parameter (see csrc/launch.h for the tables), cut into chunks of CHUNK elements. A program works on one
-chunk, block by block; the blocks of a row are numbered from 0.
+A *row* is one parameter (see csrc/launch.h for the tables), cut into chunks of some whole blocks. A program works on
+one chunk, block by block; the blocks of a row are numbered from 0.
 """
 
 import inspect
@@ -11,14 +11,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-CHUNK = tl.constexpr(8192)  # elements of a program, as in the CUDA kernels
-BLOCK = tl.constexpr(1024)  # elements that it holds at once: 4 a thread, 16 bytes of float32
+BLOCK = tl.constexpr(1024)  # elements that a program holds at once: 4 a thread, 16 bytes of float32
 WARPS = 8
 
 WIDE = tl.constexpr(1)  # the lowest bit of a gradient's address: float32 though its parameter is narrower
 VECTOR = tl.constexpr(16)  # bytes of an address, and elements of a chunk, whose multiples are read in vectors
 
-# Row in csrc/launch.h: param, exp_avg, numel, group, param_type.
+# Chunk in csrc/launch.h: row, begin, end, number.
+CHUNK_FIELDS = tl.constexpr(4)
+# Row there: param, exp_avg, numel, group, param_type.
 ROW_FIELDS = tl.constexpr(5)
 # Group there: lr, beta1, beta2, beta3, eps, l2_decay, decoupled_decay, direction, first_nonzero.
 GROUP_FIELDS = tl.constexpr(9)
@@ -34,18 +35,10 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 @triton.jit
-def chunk_of(chunk, row):
-    """A program's chunk: its row, its index in the row, and where it ends there."""
-    r = tl.load(chunk + 2 * tl.program_id(0))
-    index = tl.load(chunk + 2 * tl.program_id(0) + 1)
-    numel = tl.load(row + r * ROW_FIELDS + 2)
-    return r, index, tl.minimum(numel, (index + 1) * CHUNK)
-
-
-@triton.jit
-def first_block(index):
-    """The first block of chunk ``index``."""
-    return index * (CHUNK // BLOCK)
+def chunk_of(chunk):
+    """A program's chunk: its row, the elements [begin, end) there, and its number."""
+    fields = chunk + CHUNK_FIELDS * tl.program_id(0)
+    return tl.load(fields), tl.load(fields + 1), tl.load(fields + 2), tl.load(fields + 3)
 
 
 @triton.jit

@@ -11,7 +11,6 @@ from .memory import (
     VECTOR,
     chunk_of,
     elements,
-    first_block,
     kernel,
     load_grad,
     mask_of,
@@ -53,7 +52,7 @@ def add_terms(
 
 @triton.jit
 def update(
-    row, group, grad, second, maximum, factors, scales, rows, r, index, end,
+    row, group, grad, second, maximum, factors, scales, rows, r, begin, end,
     TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Stage 3 of a chunk. ALIGN divides every address, and ``end``."""
@@ -62,7 +61,7 @@ def update(
     combined_address = tl.load(grad + TERMS * rows + r)
     number = tl.load(row + r * ROW_FIELDS + 3)
     of_terms, of_first_moment, of_step = row_step(group + number * GROUP_FIELDS, factors + r * FACTORS, C)
-    block = first_block(index)
+    block = begin // BLOCK
     while block * BLOCK < end:
         mask = mask_of(block, end, ALIGN)
         param_at = elements(param_address, block, PARAM, ALIGN)
@@ -79,7 +78,7 @@ def update(
 
 @kernel
 def mtadam_update(
-    chunk,  # [programs, 2] int64: row, and index in the row
+    chunk,  # [programs] of Chunk
     row,  # [rows] of Row
     group,  # [groups] of Group
     grad,  # [terms + 1, rows] int64: addresses, 0 where absent; the last for the sums of balanced gradients
@@ -93,13 +92,13 @@ def mtadam_update(
 ):
     """A program per chunk."""
     C: tl.constexpr = scales.dtype.element_ty
-    r, index, end = chunk_of(chunk, row)
+    r, begin, end, _ = chunk_of(chunk)
     is_reached, bits = reach(grad, rows, r, TERMS)
     bits |= end | tl.load(row + r * ROW_FIELDS) | tl.load(row + r * ROW_FIELDS + 1)
     for k in range(TERMS):
         bits |= tl.load(second + k * rows + r) | tl.load(maximum + k * rows + r)
     if is_reached:
         if is_aligned(bits):
-            update(row, group, grad, second, maximum, factors, scales, rows, r, index, end, TERMS, PARAM, C, VECTOR)
+            update(row, group, grad, second, maximum, factors, scales, rows, r, begin, end, TERMS, PARAM, C, VECTOR)
         else:
-            update(row, group, grad, second, maximum, factors, scales, rows, r, index, end, TERMS, PARAM, C, 1)
+            update(row, group, grad, second, maximum, factors, scales, rows, r, begin, end, TERMS, PARAM, C, 1)

@@ -3,34 +3,33 @@
 import triton
 import triton.language as tl
 
-from .memory import CHUNK, WIDE, chunk_of, kernel
+from .memory import WIDE, chunk_of, kernel
 from .rows import row_sums
 
-TILE = tl.constexpr(16384)  # products that a program holds at once
+TILE_BITS = tl.constexpr(1 << 19)  # of products that a program holds at once
 
 
 @triton.jit
 def products(
-    address, is_present, index, end, TYPE: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr
+    address, is_present, begin, end, TYPE: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """[WIDTH, WIDTH] dot products over a chunk, of gradients of TYPE at the addresses [WIDTH]; 0 where absent."""
+    TILE: tl.constexpr = TILE_BITS // C.primitive_bitwidth
     ELEMENTS: tl.constexpr = TILE // (WIDTH * WIDTH) if TILE > WIDTH * WIDTH else 1
-    sums = tl.zeros([WIDTH, WIDTH], C)
-    first = index * CHUNK
+    sums = tl.zeros([WIDTH, WIDTH, ELEMENTS], C)
+    first = begin
     while first < end:
         i = first + tl.arange(0, ELEMENTS)
         mask = is_present[:, None] & (i < end)[None, :]
         g = tl.load(address.to(tl.pointer_type(TYPE))[:, None] + i[None, :], mask, other=0.0).to(C)
-        sums += tl.sum(g[:, None, :] * g[None, :, :], axis=2)
+        sums += g[:, None, :] * g[None, :, :]
         first += ELEMENTS
-    return sums
+    return tl.sum(sums, axis=2)
 
 
 @kernel
 def term_gram(
-    chunk,  # [programs, 2] int64: row, and index in the row
-    row,  # [rows] of Row
-    chunk_start,  # [rows + 1] int64
+    chunk,  # [programs] of Chunk
     grad,  # [terms, rows] int64: addresses, 0 where absent
     partial,  # [chunks, terms * (terms + 1) / 2] of the arithmetic type: the lower triangle, row by row
     rows: tl.int64,
@@ -41,20 +40,20 @@ def term_gram(
     """A program per chunk; each gradient is read once."""
     C: tl.constexpr = partial.dtype.element_ty
     PAIRS: tl.constexpr = TERMS * (TERMS + 1) // 2
-    r, index, end = chunk_of(chunk, row)
+    r, begin, end, number = chunk_of(chunk)
     term = tl.arange(0, WIDTH)
     address = tl.load(grad + term * rows + r, term < TERMS, other=0)
     is_present = address != 0
     if PARAM == C:
-        sums = products(address, is_present, index, end, PARAM, C, WIDTH)
+        sums = products(address, is_present, begin, end, PARAM, C, WIDTH)
     else:
         if tl.max(address & WIDE, axis=0) != 0:  # of all gradients of a row or of none
-            sums = products(address & ~WIDE, is_present, index, end, C, C, WIDTH)
+            sums = products(address & ~WIDE, is_present, begin, end, C, C, WIDTH)
         else:
-            sums = products(address, is_present, index, end, PARAM, C, WIDTH)
+            sums = products(address, is_present, begin, end, PARAM, C, WIDTH)
     pair = term[:, None] * (term[:, None] + 1) // 2 + term[None, :]
     lower = (term[None, :] <= term[:, None]) & (term < TERMS)[:, None]
-    tl.store(partial + (tl.load(chunk_start + r) + index) * PAIRS + pair, sums, lower)
+    tl.store(partial + number * PAIRS + pair, sums, lower)
 
 
 @kernel

@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-from .memory import BLOCK, VECTOR, WIDE, chunk_of, first_block, kernel, load_grad, mask_of
+from .memory import BLOCK, VECTOR, WIDE, chunk_of, kernel, load_grad, mask_of
 
 
 @triton.jit
-def squares(grad, index, end, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
+def squares(grad, begin, end, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
     """The sum of squares of a chunk."""
     sums = tl.zeros([BLOCK], C)
-    block = first_block(index)
+    block = begin // BLOCK
     while block * BLOCK < end:
         g = load_grad(grad, block, mask_of(block, end, ALIGN), PARAM, C, ALIGN)
         sums += g * g
@@ -20,9 +20,7 @@ def squares(grad, index, end, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.co
 
 @kernel
 def term_norms(
-    chunk,  # [programs, 2] int64: row, and index in the row
-    row,  # [rows] of Row
-    chunk_start,  # [rows + 1] int64
+    chunk,  # [programs] of Chunk
     grad,  # [terms, rows] int64: addresses, 0 where absent
     partial,  # [chunks, terms] of the arithmetic type
     rows: tl.int64,
@@ -31,12 +29,12 @@ def term_norms(
 ):
     """A program per chunk."""
     C: tl.constexpr = partial.dtype.element_ty
-    r, index, end = chunk_of(chunk, row)
-    out = partial + (tl.load(chunk_start + r) + index) * TERMS
+    r, begin, end, number = chunk_of(chunk)
+    out = partial + number * TERMS
     for k in range(TERMS):
         address = tl.load(grad + k * rows + r)
         if address != 0:
             if ((address & ~WIDE) | end) % VECTOR == 0:
-                tl.store(out + k, squares(address, index, end, PARAM, C, VECTOR))
+                tl.store(out + k, squares(address, begin, end, PARAM, C, VECTOR))
             else:
-                tl.store(out + k, squares(address, index, end, PARAM, C, 1))
+                tl.store(out + k, squares(address, begin, end, PARAM, C, 1))

@@ -42,14 +42,14 @@ template <class C, int64_t kAddresses>
 struct Slice {
   using Arithmetic = C;
 
-  int64_t terms, moments, first, count, rows, chunk_elements;
+  int64_t terms, moments, first, count, rows;
   const Row* row;              // [rows]
   const Group* group;          // [groups]
   const double* weight;        // [groups, terms]
   const int64_t* second;       // [moments, rows] addresses
   const int64_t* maximum;      // [moments, rows] addresses
   const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
-  const RowChunk* chunk;       // [chunks]
+  const Chunk* chunk;          // [chunks]
   C* partial;                  // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
   StepFactors<C>* factors;     // [rows]
   float* steps;                // [rows] steps taken
@@ -70,17 +70,10 @@ struct Slice {
 static_assert(sizeof(Slice<double, kFewAddresses>) <= 4096, "most models' argument is at most 4 KB");
 static_assert(sizeof(Slice<double, kMaxAddresses>) <= 32764, "a kernel's argument is at most 32,764 bytes");
 
-struct Chunk {
-  int64_t number, row, begin, end;  // elements [begin, end) of the row
-};
-
-// One of the slice's chunks.
+// One of the slice's chunks, counted from its first.
 template <class S>
 __device__ inline Chunk chunk_of(const S& slice, int64_t index) {
-  const int64_t number = slice.chunk_start[slice.first] + index;
-  const RowChunk chunk = slice.chunk[number];
-  const int64_t begin = chunk.index * slice.chunk_elements, rest = slice.row[chunk.row].numel - begin;
-  return {number, chunk.row, begin, begin + (rest < slice.chunk_elements ? rest : slice.chunk_elements)};
+  return slice.chunk[slice.chunk_start[slice.first] + index];
 }
 
 // Gradients are read by two kernels of a step and written by none: the cache keeps them rather than state, which is

@@ -26,11 +26,6 @@ class OnDevice {
   int previous_ = 0;
 };
 
-// Sizes of chunks: large ones cost least, small ones let small models have all of the device.
-constexpr int64_t kLeastElements = kThreads * kVector<float>;
-constexpr int64_t kMostElements = 8 * kLeastElements;
-constexpr int64_t kEnoughChunks = 2048;
-
 int64_t chunks_of(const Row& row, int64_t elements) { return (row.numel + elements - 1) / elements; }
 
 // The flags of a row of `step`.
@@ -53,7 +48,6 @@ void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first,
   slice.first = first;
   slice.count = count;
   slice.rows = step.rows;
-  slice.chunk_elements = device.chunk_elements;
   slice.row = device.row;
   slice.group = device.group;
   slice.weight = device.weight;
@@ -98,12 +92,6 @@ void run_rows(const Step<C>& step, const Device<C>& device, unsigned stages, int
 }
 
 }  // namespace
-
-int64_t chunk_elements(int64_t elements) {
-  int64_t size = kMostElements;
-  while (size > kLeastElements && elements < size * kEnoughChunks) size /= 2;
-  return size;
-}
 
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages) {

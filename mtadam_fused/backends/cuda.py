@@ -11,7 +11,7 @@ import torch
 
 from ..table import Table, Work
 from . import native
-from .device import DeviceTables, chunk_table
+from .device import DeviceTables
 from .native import packed
 
 TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM = 1, 2, 4, 8, 16  # Stage of csrc/launch.h
@@ -33,10 +33,8 @@ class CudaTables(DeviceTables):
     """What the CUDA kernels need on the device besides: the chunks."""
 
     def __init__(self, work: Work) -> None:
-        params = work.table.params
-        self.chunk_elements = native.module.cuda_chunk_elements(sum(p.numel() for p in params))
-        super().__init__(work, self.chunk_elements)
-        self.chunk = chunk_table(torch.arange(len(params)), self.chunk_counts).to(work.table.device)
+        super().__init__(work)
+        self.chunk = self.chunks.to(work.table.device)
 
 
 class CudaBackend:

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..table import Work
 
 GROUP_FIELDS = 9  # doubles of a Group in csrc/launch.h
+LEAST_ELEMENTS, MOST_ELEMENTS = 1024, 8192  # of a chunk; both powers of two
+ENOUGH_CHUNKS = 2048  # to keep a large GPU busy: some for each block that it runs at the same time
 CAPTURES = 16  # steps that can be captured in CUDA graphs without a step outside of one between
 DTYPES = {"q": torch.int64, "d": torch.float64}  # of arrays
 
@@ -22,10 +24,23 @@ def on_device(values: array, device: torch.device) -> Tensor:
     return torch.frombuffer(values, dtype=DTYPES[values.typecode]).to(device, copy=True)
 
 
-def chunk_table(rows: Tensor, counts: Tensor) -> Tensor:
-    """``[chunks, 2]``: the row of each chunk, and its index in the row, for ``rows`` of so many chunks each."""
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return torch.stack((rows.repeat_interleave(counts), torch.arange(len(first)) - first), dim=1)
+def chunk_elements(elements: int) -> int:
+    """How many elements of a step of so many a block should take: large chunks cost least, but small models need small
+    ones to have the whole device work on them."""
+    chunk = MOST_ELEMENTS
+    while chunk > LEAST_ELEMENTS and chunk * ENOUGH_CHUNKS > elements:
+        chunk //= 2
+    return chunk
+
+
+def chunk_table(numels: Tensor, elements: int) -> Tensor:
+    """``[chunks, 4]``, Chunk in csrc/launch.h: row, begin, end and number of each part of so many elements, for rows of
+    ``numels`` elements."""
+    counts = (numels + elements - 1) // elements
+    row = torch.arange(len(numels)).repeat_interleave(counts)
+    number = torch.arange(len(row))
+    begin = (number - (counts.cumsum(0) - counts)[row]) * elements
+    return torch.stack((row, begin, torch.minimum(begin + elements, numels[row]), number), dim=1)
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -78,13 +93,14 @@ class Staging:
 class DeviceTables:
     """A table's addresses on its device, the kernels' scratch, and the hyper-parameters that were last copied there."""
 
-    def __init__(self, work: Work, chunk: int) -> None:
-        """For chunks of ``chunk`` elements, of which the last of a row may have fewer."""
+    def __init__(self, work: Work) -> None:
         table = work.table
         if is_capturing(table.device):
             raise RuntimeError("make a first step outside of the CUDA graph: it allocates what the kernels need")
-        self.chunk_counts = torch.tensor([-(-p.numel() // chunk) for p in table.params])  # [rows], on the host
-        starts = torch.cat((torch.zeros(1, dtype=torch.int64), self.chunk_counts.cumsum(0)))
+        numels = torch.tensor([p.numel() for p in table.params])
+        self.chunk_elements = chunk_elements(int(numels.sum()))
+        self.chunks = chunk_table(numels, self.chunk_elements)  # on the host
+        starts = torch.searchsorted(self.chunks[:, 0].contiguous(), torch.arange(len(numels) + 1))
         # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [moments, rows].
         self.row = on_device(table.row_table, table.device)
         self.second = on_device(table.second_table, table.device)
@@ -92,7 +108,7 @@ class DeviceTables:
         self.chunk_start = starts.to(table.device)
         self.factors = torch.empty(4 * len(table.params), dtype=table.dtype, device=table.device)
         # A sum of squares for each term and chunk, or a product of each pair of terms.
-        self._sums = int(starts[-1]) * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
+        self._sums = len(self.chunks) * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
         values = work.group_table + work.weight_table
         self._hyperparameters = on_device(values, table.device)
         self._copied = values.tobytes()

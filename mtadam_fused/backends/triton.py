@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..table import Work, addresses
-from .device import DeviceTables, Staging, chunk_table
+from .device import DeviceTables, Staging
 from .native import grad_types
 
 OLDEST = (3, 3)  # the first whose functions take tuples; torch 2.7 comes with it
@@ -76,18 +76,17 @@ def address_table(work: Work) -> array:
 class TritonTables(DeviceTables):
     """What the Triton kernels need on the device besides: the chunks, apart for each type of parameters."""
 
-    def __init__(self, work: Work, kernels: Any) -> None:
-        super().__init__(work, kernels.CHUNK.value)
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
         table = work.table
         language = import_module("triton.language")
         types = [p.dtype for p in table.params]
-        self.chunks: list[tuple[Any, Tensor]] = []
+        self.typed_chunks: list[tuple[Any, Tensor]] = []
         for dtype in dict.fromkeys(types):
-            rows = torch.tensor([row for row, of_row in enumerate(types) if of_row == dtype])
-            chunks = chunk_table(rows, self.chunk_counts[rows])
+            chunks = self.chunks[torch.tensor([of_row == dtype for of_row in types])[self.chunks[:, 0]]]
             if len(chunks):
                 name = str(dtype).removeprefix("torch.")
-                self.chunks.append((getattr(language, name), chunks.to(table.device)))
+                self.typed_chunks.append((getattr(language, name), chunks.to(table.device)))
         self.staging = Staging(address_table(work), table.device)
 
 
@@ -106,7 +105,7 @@ class Step:
 
     def term_norms(self) -> None:
         t = self._tables
-        self._for_chunks(self._kernels.term_norms, t.row, t.chunk_start, self._grads, t.partial, *self._size)
+        self._for_chunks(self._kernels.term_norms, self._grads, t.partial, *self._size)
 
     def balance(self) -> None:
         t, table = self._tables, self._work.table
@@ -120,8 +119,7 @@ class Step:
 
     def term_gram(self) -> None:
         t, table = self._tables, self._work.table
-        sizes = (*self._size, self._width)
-        self._for_chunks(self._kernels.term_gram, t.row, t.chunk_start, self._grads, t.partial, *sizes)
+        self._for_chunks(self._kernels.term_gram, self._grads, t.partial, *self._size, self._width)
         self._kernels.fold_gram[(len(table.params),)](t.chunk_start, t.partial, table.gram, table.terms, self._width)
 
     def combined_adam(self) -> None:
@@ -138,7 +136,7 @@ class Step:
 
     def _for_chunks(self, kernel: Any, *arguments: Any) -> None:
         """A launch for each type of parameters, a program for each chunk."""
-        for dtype, chunks in self._tables.chunks:
+        for dtype, chunks in self._tables.typed_chunks:
             kernel[(len(chunks),)](chunks, *arguments, dtype, num_warps=self._kernels.WARPS)
 
 
@@ -177,7 +175,7 @@ class TritonBackend:
         with current(work.table.device):
             tables = self._tables.get(work.table)
             if tables is None:
-                tables = self._tables[work.table] = TritonTables(work, kernels)
+                tables = self._tables[work.table] = TritonTables(work)
             step = Step(work, tables, kernels)
             for stage in stages:
                 stage(step)

@@ -1,0 +1,32 @@
+"""How the GPU backends cut rows into chunks."""
+
+import pytest
+import torch
+from cases import DTYPES, Case, CombinedCase
+from interpreter import INTERPRETED
+
+from mtadam_fused.backends.device import chunk_elements, chunk_table
+
+
+def test_small_models_have_small_chunks() -> None:
+    assert [chunk_elements(n) for n in (0, 1_000_000, 5_000_000, 25_000_000, 2**40)] == [1024, 1024, 2048, 8192, 8192]
+
+
+@pytest.mark.parametrize("numels", [[], [0], [1], [0, 3, 0, 0, 2049, 1024, 0], [1023, 1024, 1025, 8192]])
+def test_chunks_are_the_rows_cut_in_order(numels: list[int]) -> None:
+    expected: list[list[int]] = []
+    for row, numel in enumerate(numels):
+        for begin in range(0, numel, 1024):
+            expected.append([row, begin, min(begin + 1024, numel), len(expected)])
+    assert chunk_table(torch.tensor(numels, dtype=torch.int64), 1024).tolist() == expected
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton, and no GPU")
+@pytest.mark.parametrize("elements", [1024, 8192])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_triton_takes_chunks_of_any_size(dtype: torch.dtype, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtadam_fused.backends.device.LEAST_ELEMENTS", elements)
+    contiguous = ("contiguous",) * 2
+    case = Case(dtype, ((2 * 8192 + 5,), (3000,)), contiguous, contiguous, terms=3, seed=1, steps=2)
+    case.run("triton")
+    CombinedCase.like(case).run("triton")
