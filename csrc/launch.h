@@ -80,7 +80,8 @@ void combined_adam(const Step<C>& step);
 }  // namespace cpu
 namespace cuda {
 
-// The part of a row that a block works on: elements [begin, end). Chunks are in the order of rows, and numbered from 0.
+// The part of a row that a block works on: elements [begin, end). Chunks are in the order of rows, and numbered from 0;
+// every row has one at least.
 struct Chunk {
   int64_t row, begin, end, number;
 };
@@ -102,10 +103,19 @@ struct Device {
   int64_t chunk_elements;      // of all chunks but the last of a row, which may be shorter; a multiple of 16
   C* partial;                  // [terms, chunks] for term_norms, [terms * (terms + 1) / 2, chunks] for term_gram
   StepFactors<C>* factors;     // [rows]
+  unsigned* queue;             // [1 + rows] for kMtadamStep, zeros before it and after
   bool wants_combined;
 };
 
-enum Stage : unsigned { kTermNorms = 1, kBalance = 2, kMtadamUpdate = 4, kTermGram = 8, kCombinedAdam = 16 };
+// kMtadamStep is the first three in one kernel.
+enum Stage : unsigned {
+  kTermNorms = 1,
+  kBalance = 2,
+  kMtadamUpdate = 4,
+  kTermGram = 8,
+  kCombinedAdam = 16,
+  kMtadamStep = 32
+};
 
 // Launches the stages asked for (bits of Stage) on the stream, for each 4,064 addresses of gradients anew: a kernel for
 // each of MTAdam's stages, two for term_gram (three for more terms than one reads together) and two for combined_adam.

@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from strategies import cases
 from test_golden import test_golden_trace as check_golden_trace
 from test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
+from torch import nn
 from traces import NAMES
 from training import OPTIMIZERS, begun
 
+from mtadam_fused import MTAdam
 from mtadam_fused.backends import CudaBackend, native
 
 EXAMPLES = 40
@@ -33,14 +35,18 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture
-def cuda(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
+def cuda(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """Makes every optimizer run on the emulated kernels; gives a backend's name to hand on."""
-    backend = CudaBackend(stream=lambda _: 0)
+    backend = CudaBackend(stream=lambda _: 0, in_one_launch=getattr(request, "param", False))
     monkeypatch.setattr(native, "module", emulated)
     monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: backend)
     return "reference"
 
 
+in_either_way = pytest.mark.parametrize("cuda", [False, True], indirect=True, ids=["three launches", "one launch"])
+
+
+@in_either_way
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, cuda: str) -> None:
     check_golden_trace(name, cuda)
@@ -53,6 +59,7 @@ ANY = settings(
 )
 
 
+@in_either_way
 @ANY
 @given(case=cases())
 def test_any_case(case: Case, cuda: str) -> None:
@@ -68,12 +75,14 @@ def test_any_combined_case(case: Case, cuda: str) -> None:
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
 
 
+@in_either_way
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, cuda: str) -> None:
     shapes = ((3,), (5, 7), (2, 3, 4, 5))
     Case(torch.float64, shapes, (layout,) * 3, (layout,) * 3, terms=2, seed=0).run(cuda)
 
 
+@in_either_way
 @pytest.mark.parametrize("elements", [1024, 8192])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_chunks(dtype: torch.dtype, elements: int, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +92,7 @@ def test_many_chunks(dtype: torch.dtype, elements: int, cuda: str, monkeypatch: 
     CombinedCase.like(case).run(cuda)
 
 
+@in_either_way
 def test_more_addresses_than_one_launch_takes(cuda: str) -> None:
     shapes = ((1,), (3,), (7,)) * 100
     contiguous = ("contiguous",) * len(shapes)
@@ -94,6 +104,7 @@ def test_it_is_the_cuda_kernels_that_run(cuda: str) -> None:
     assert repr(optimizer).endswith("(cpu: cuda)")
 
 
+@in_either_way
 def test_wide_gradients(cuda: str) -> None:
     check_wide_gradients(cuda)
 
@@ -120,6 +131,7 @@ def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: str) -> None
     CombinedCase(torch.float32, shapes, contiguous, contiguous, terms=14, seed=2, absent=0.3, steps=2).run(cuda)
 
 
+@in_either_way
 @pytest.mark.parametrize("rows", [240, 241])
 def test_both_sizes_of_the_argument(rows: int, cuda: str) -> None:
     contiguous = ("contiguous",) * rows
@@ -152,3 +164,26 @@ def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: str, monkeypatc
         return [p.detach() for p in training.params]
 
     assert all(torch.equal(p, q) for p, q in zip(run(1), run(3), strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_one_launch_of_many_chunks_gives_the_same_bits_as_three(
+    threads: int, cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> list[nn.Parameter]:
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(n)) for n in (200_000, 0, 300_000, 5, 100_000)]
+        optimizer = MTAdam(params)
+        for _ in range(2):
+            for k in range(5):
+                with optimizer.term(k):
+                    for p in params:
+                        p.grad = 10**k * torch.randn_like(p)
+            optimizer.step()
+        return params
+
+    expected = run()
+    monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))
+    backend = CudaBackend(stream=lambda _: 0, in_one_launch=True)
+    monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: backend)
+    assert all(torch.equal(p, q) for p, q in zip(run(), expected, strict=True))

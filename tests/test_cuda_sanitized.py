@@ -25,12 +25,15 @@ from emulation import load
 from mtadam_fused.backends import CudaBackend, native
 native.module = load(sys.argv[1])
 backend = CudaBackend(stream=lambda _: 0)
-fused_optimizer.choose = lambda *_: backend
+in_one_launch = CudaBackend(stream=lambda _: 0, in_one_launch=True)
 for dtype in (torch.float32, torch.float16):
     shapes, layouts = ((0,), (1,), (3,), (4096,), (20001,)), ("contiguous",) * 5
     options = {"amsgrad": True, "weight_decay": 0.1}
     grad_layouts = (*layouts[1:], "offset")
-    Case(dtype, shapes, layouts, grad_layouts, terms=6, seed=0, absent=0.2, options=options, steps=2).run("reference")
+    for each in (backend, in_one_launch):
+        fused_optimizer.choose = lambda *_: each
+        case = Case(dtype, shapes, layouts, grad_layouts, terms=6, seed=0, absent=0.2, options=options, steps=2)
+        case.run("reference")
     for terms in (3, 9):
         case = CombinedCase(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
         case.run("reference")
@@ -82,24 +85,34 @@ def test_races(tmp_path: Path) -> None:
 
 # In each kernel that touches elements, an access out of bounds.
 OVERRUNS = {
-    "term_norms": ("slice.partial_sum(k,", "slice.partial_sum(k + 1,"),
-    "mtadam_update": ("load<C, V>(k, state.i)", "load<C, V>(k, state.i + 4)"),
-    "term_gram": ("if (pair.k < slice.terms) ", ""),
-    "combined_adam": ("store_pack(second_at,", "store_pack(second_at + 4,"),
+    "term_norms": ("stages.cuh", "slice.partial_sum(k, chunk", "slice.partial_sum(k + 1, chunk"),
+    "mtadam_update": ("stages.cuh", "load<C, V>(k, state.i)", "load<C, V>(k, state.i + 4)"),
+    "term_gram": ("term_gram.cu", "if (pair.k < slice.terms) ", ""),
+    "combined_adam": ("combined_adam.cu", "store_pack(second_at,", "store_pack(second_at + 4,"),
 }
 
 
 @pytest.mark.parametrize("kernel", OVERRUNS)
 def test_an_index_out_of_bounds_is_caught(kernel: str, tmp_path: Path) -> None:
-    csrc = broken(tmp_path, f"cuda/{kernel}.cu", *OVERRUNS[kernel])
+    file, correct, fault = OVERRUNS[kernel]
+    csrc = broken(tmp_path, f"cuda/{file}", correct, fault)
     done = run(build(tmp_path, csrc, ADDRESS), "asan", "ubsan")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
     assert f"{kernel}_kernel" in done.stderr
 
 
-def test_a_missing_barrier_is_caught(tmp_path: Path) -> None:
-    csrc = broken(tmp_path, "cuda/reduce.cuh", "  __syncthreads();  // before the next", "  // before the next")
+RACES = {
+    "barrier": ("cuda/reduce.cuh", "  __syncthreads();  // before the next", "  // before the next"),
+    "release of a balanced row": ("cuda/mtadam_step.cu", "memory_order_release", "memory_order_relaxed"),
+    "acquisition of it": ("cuda/mtadam_step.cu", "memory_order_acquire", "memory_order_relaxed"),
+    "release of norms": ("cuda/mtadam_step.cu", "memory_order_acq_rel", "memory_order_acquire"),
+}
+
+
+@pytest.mark.parametrize("missing", RACES)
+def test_a_race_is_caught(missing: str, tmp_path: Path) -> None:
+    csrc = broken(tmp_path, *RACES[missing])
     done = run(build(tmp_path, csrc, THREAD), "tsan")
     assert "ThreadSanitizer: data race" in done.stderr
     assert "_kernel" in done.stderr

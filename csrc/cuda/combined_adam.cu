@@ -39,11 +39,14 @@ __device__ inline void update(Elements<V, P, G>, const S& slice, const State<C, 
   advance<P>(slice, state, row, gradient, combined, bound_of(slice, row.number, state.i, second));
 }
 
-// The step, a block per chunk.
+// The step, a block per chunk; from the end, because the gradients read last before are still in the cache.
 template <class S>
 __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
     combined_adam_kernel(const __grid_constant__ S slice) {
-  update_rows(slice, [&](auto elements, const auto& state, const auto& row) { update(elements, slice, state, row); });
+  const Chunk chunk = chunk_of(slice, gridDim.x - 1 - blockIdx.x);
+  update_chunk(slice, chunk, [&](auto elements, const auto& state, const auto& row) {
+    update(elements, slice, state, row);
+  });
 }
 
 }  // namespace

@@ -52,6 +52,7 @@ struct Slice {
   const Chunk* chunk;          // [chunks]
   C* partial;                  // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
   StepFactors<C>* factors;     // [rows]
+  unsigned* queue;             // [1 + rows] for mtadam_step, zeros before it and after
   float* steps;                // [rows] steps taken
   C* norm;                     // [rows, terms]
   C* running;                  // [rows, terms]
@@ -238,6 +239,8 @@ template <class S>
 void balance(const S& slice, int64_t chunks, cudaStream_t stream);
 template <class S>
 void mtadam_update(const S& slice, int64_t chunks, cudaStream_t stream);
+template <class S>
+void mtadam_step(const S& slice, int64_t chunks, cudaStream_t stream);
 template <class S>
 void term_gram(const S& slice, int64_t chunks, cudaStream_t stream);
 template <class S>

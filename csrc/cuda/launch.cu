@@ -26,7 +26,9 @@ class OnDevice {
   int previous_ = 0;
 };
 
-int64_t chunks_of(const Row& row, int64_t elements) { return (row.numel + elements - 1) / elements; }
+int64_t chunks_of(const Row& row, int64_t elements) {
+  return std::max<int64_t>(1, (row.numel + elements - 1) / elements);
+}
 
 // The flags of a row of `step`.
 template <class C>
@@ -57,6 +59,7 @@ void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first,
   slice.chunk = device.chunk;
   slice.partial = device.partial;
   slice.factors = device.factors;
+  slice.queue = device.queue;
   slice.steps = step.count;
   slice.norm = step.norm;
   slice.running = step.running;
@@ -76,6 +79,7 @@ void launch_stages(const S& slice, int64_t chunks, unsigned stages, cudaStream_t
   if (stages & kTermNorms) term_norms(slice, chunks, stream);
   if (stages & kBalance) balance(slice, chunks, stream);
   if (stages & kMtadamUpdate) mtadam_update(slice, chunks, stream);
+  if (stages & kMtadamStep) mtadam_step(slice, chunks, stream);
   if (stages & kTermGram) term_gram(slice, chunks, stream);
   if (stages & kCombinedAdam) combined_adam(slice, chunks, stream);
 }

@@ -52,12 +52,10 @@ struct State {
   }
 };
 
-// A chunk of a row that a term reaches: calls update(Elements<V, P, G>(), state, row) for V elements after V elements.
-// The block takes its chunk from the end: the gradients read last before are the ones still in the cache.
+// If a term reaches the row, calls update(Elements<V, P, G>(), state, row) for V elements after V elements.
 template <class S, class Update>
-__device__ inline void update_rows(const S& slice, const Update& update) {
+__device__ inline void update_chunk(const S& slice, const Chunk& chunk, const Update& update) {
   using C = typename S::Arithmetic;
-  const Chunk chunk = chunk_of(slice, gridDim.x - 1 - blockIdx.x);
   if (!slice.has(kReached, chunk.row)) return;
   const auto row = row_step(slice, chunk.row);
   with_types(slice, chunk.row, [&](auto param, auto grad) {

@@ -1,4 +1,5 @@
-"""The native CUDA kernels: three launches a step, for CombinedAdam with dot products four; the host waits for nothing.
+"""The native CUDA kernels: three launches a step, or one; for CombinedAdam with dot products four. The host waits for
+nothing.
 
 Gradients' addresses travel in the kernels' argument; what else a step needs on the device is copied there before.
 """
@@ -14,7 +15,7 @@ from . import native
 from .device import DeviceTables
 from .native import packed
 
-TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM = 1, 2, 4, 8, 16  # Stage of csrc/launch.h
+TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM, MTADAM_STEP = 1, 2, 4, 8, 16, 32  # Stage of csrc/launch.h
 
 
 def status() -> tuple[bool, str]:
@@ -30,19 +31,26 @@ def status() -> tuple[bool, str]:
 
 
 class CudaTables(DeviceTables):
-    """What the CUDA kernels need on the device besides: the chunks."""
+    """What the CUDA kernels need on the device besides: the chunks, and the queue of a step in one launch."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self.chunk = self.chunks.to(work.table.device)
+        self.queue = torch.zeros(1 + len(work.table.params), dtype=torch.int32, device=work.table.device)
 
 
 class CudaBackend:
-    """See :class:`mtadam_fused.backends.Backend`."""
+    """See :class:`mtadam_fused.backends.Backend`.
+
+    Args:
+        stream: gives the address of a device's current stream; default torch's.
+        in_one_launch: make MTAdam's step in one launch instead of three.
+    """
 
     name = "cuda"
 
-    def __init__(self, stream: Callable[[torch.device], int] | None = None) -> None:
+    def __init__(self, stream: Callable[[torch.device], int] | None = None, *, in_one_launch: bool = False) -> None:
+        self._step = MTADAM_STEP if in_one_launch else TERM_NORMS | BALANCE | MTADAM_UPDATE
         self._stream = stream or (lambda device: torch.cuda.current_stream(device).cuda_stream)
         self._tables: WeakKeyDictionary[Table, CudaTables] = WeakKeyDictionary()
 
@@ -60,7 +68,7 @@ class CudaBackend:
         self._run(work, MTADAM_UPDATE)
 
     def mtadam_step(self, work: Work) -> None:
-        self._run(work, TERM_NORMS | BALANCE | MTADAM_UPDATE)
+        self._run(work, self._step)
 
     def term_gram(self, work: Work) -> None:
         self._run(work, TERM_GRAM)
@@ -87,6 +95,7 @@ class CudaBackend:
             tables.chunk_elements,
             0 if stages == COMBINED_ADAM else tables.partial.data_ptr(),
             tables.factors.data_ptr(),
+            tables.queue.data_ptr(),
             work.combined is not None,
         )
         native.module.cuda_run(*packed(work), device, stages)

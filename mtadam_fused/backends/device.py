@@ -35,8 +35,8 @@ def chunk_elements(elements: int) -> int:
 
 def chunk_table(numels: Tensor, elements: int) -> Tensor:
     """``[chunks, 4]``, Chunk in csrc/launch.h: row, begin, end and number of each part of so many elements, for rows of
-    ``numels`` elements."""
-    counts = (numels + elements - 1) // elements
+    ``numels`` elements. A row without any has one empty part."""
+    counts = ((numels + elements - 1) // elements).clamp(min=1)
     row = torch.arange(len(numels)).repeat_interleave(counts)
     number = torch.arange(len(row))
     begin = (number - (counts.cumsum(0) - counts)[row]) * elements

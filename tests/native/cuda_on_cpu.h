@@ -117,6 +117,8 @@ T __ldcs(const T* address) {
   return *address;
 }
 
+inline void __nanosleep(unsigned) { std::this_thread::yield(); }
+
 template <class T>
 void __stcs(T* address, T value) {
   *address = value;
@@ -133,6 +135,26 @@ inline unsigned __float_as_uint(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+
+namespace cuda {
+
+constexpr int memory_order_relaxed = __ATOMIC_RELAXED, memory_order_acquire = __ATOMIC_ACQUIRE,
+              memory_order_release = __ATOMIC_RELEASE, memory_order_acq_rel = __ATOMIC_ACQ_REL;
+enum thread_scope { thread_scope_device };
+
+template <class T, thread_scope>
+class atomic_ref {
+ public:
+  explicit atomic_ref(T& value) : value_(&value) {}
+  T load(int order) const { return __atomic_load_n(value_, order); }
+  void store(T value, int order) const { __atomic_store_n(value_, value, order); }
+  T fetch_add(T value, int order) const { return __atomic_fetch_add(value_, value, order); }
+
+ private:
+  T* value_;
+};
+
+}  // namespace cuda
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launches
