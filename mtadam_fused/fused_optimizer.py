@@ -97,7 +97,7 @@ class FusedOptimizer(TermOptimizer):
     def _work(
         self, table: Table, grads: TermGradients, groups: Sequence[Hyperparameters], weights: list[list[float]]
     ) -> Work:
-        work = Work(table, [[term[i] for i in table.rows] for term in grads], groups, weights)
+        work = Work(table, [list(map(term.__getitem__, table.rows)) for term in grads], groups, weights)
         if self.keep_combined_grad:
             work.combined = [torch.empty_like(d) if r else None for d, r in zip(table.dense, work.reached, strict=True)]
         return work

@@ -178,11 +178,12 @@ class Work:
     @cached_property
     def reached(self) -> list[bool]:
         """[L] whether any term reaches the parameter."""
-        reached = [False] * len(self.table.params)
-        for row in self.grads:
-            reached = [known or grad is not None for known, grad in zip(reached, row, strict=True)]
+        first, *others = self.grads
+        reached = [grad is not None for grad in first]
+        for row in others:
             if all(reached):
                 break
+            reached = [known or grad is not None for known, grad in zip(reached, row, strict=True)]
         return reached
 
     @cached_property

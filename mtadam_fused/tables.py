@@ -1,7 +1,8 @@
 """Keeps an optimizer's tables in step with its parameters, its state and the terms that reach them."""
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from itertools import chain
+from operator import is_, methodcaller
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ class Tables:
     def __init__(self, per_term: bool) -> None:
         self._per_term = per_term
         self._tables: list[Table] = []
-        self._signature: object = None
-        self._held: list[Tensor] = []  # keeps the tensors behind the signature's ids alive, so that no id is used twice
+        self._layout: object = None
+        self._held: list[Tensor] = []  # the state's tensors
         self._reached: list[list[bool]] = []  # [K][parameters] whether the pair has state
-        self._present: list[list[bool]] = []  # [K][parameters] the last call's pairs, known to have state
+        self._all_reached = False
 
     def current(
         self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], grads: TermGradients
@@ -34,38 +35,48 @@ class Tables:
         State that is missing is allocated, with zeros; state follows its parameter to another layout or device.
         """
         params = [p for group in groups for p in group["params"]]
-        present = [[grad is not None for grad in row] for row in grads]
-        same = self._signature == signature(groups, params, state, len(grads))
-        if not same or (present != self._present and not self._covers(present)):
+        if not (self._are_of(groups, params, state, len(grads)) and self._cover(grads)):
             amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
             for i, p in enumerate(params):
                 reached = [k for k, row in enumerate(grads) if row[i] is not None]
                 if reached or p in state:
                     grow_state(state[p], p, reached, amsgrad[i], self._per_term)
             self._tables = build_tables(groups, state, len(grads), self._per_term)
-            self._signature = signature(groups, params, state, len(grads))
-            self._held = [value for of_param in state.values() for value in of_param.values()]
+            self._layout = layout(groups, params, len(grads))
+            self._held = list(values_of(state))
             names = [second_moments([k], self._per_term)[0] for k in range(len(grads))]
             self._reached = [[name in state.get(p, ()) for p in params] for name in names]
-        self._present = present
+            self._all_reached = all(map(all, self._reached))
         return self._tables
 
-    def _covers(self, present: list[list[bool]]) -> bool:
-        """Whether every pair that is present has its state."""
-        pairs = zip(chain.from_iterable(present), chain.from_iterable(self._reached), strict=True)
-        return all(has for is_present, has in pairs if is_present)
+    def _are_of(
+        self, groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], terms: int
+    ) -> bool:
+        """Whether the addresses in the tables are still those of the parameters and of the state."""
+        same_number = sum(map(len, state.values())) == len(self._held)
+        return (
+            same_number
+            and self._layout == layout(groups, params, terms)
+            and all(map(is_, values_of(state), self._held))
+        )
+
+    def _cover(self, grads: TermGradients) -> bool:
+        """Whether every pair that has a gradient has its state."""
+        if self._all_reached:
+            return True
+        pairs = zip(chain.from_iterable(grads), chain.from_iterable(self._reached), strict=True)
+        return all(has for grad, has in pairs if grad is not None)
 
 
-def signature(
-    groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], terms: int
-) -> object:
-    """What the addresses in the tables depend on."""
-    return (
-        terms,
-        [(len(group["params"]), group["amsgrad"]) for group in groups],
-        [(p.data_ptr(), p.stride()) for p in params],
-        [id(value) for of_param in state.values() for value in of_param.values()],
-    )
+def values_of(state: MutableMapping[Tensor, State]) -> Iterator[Tensor]:
+    """All tensors of an optimizer's state."""
+    return chain.from_iterable(map(methodcaller("values"), state.values()))
+
+
+def layout(groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
+    """What the tables depend on besides the state."""
+    sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
+    return terms, sizes, [p.data_ptr() for p in params], [p.stride() for p in params]
 
 
 def build_tables(
