@@ -20,7 +20,7 @@ from mtadam_fused import MTAdam
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 
 GROUP = "train"
-CASES = QUICK_CASES = ("digit_classes", "diabetes_quantiles", "super_resolution")  # of training.TASKS
+CASES = QUICK_CASES = ("digit_classes", "diabetes_quantiles", "super_resolution")  # of tasks.TASKS
 Losses = Callable[[], dict[str, Tensor]]
 Maker = Callable[[list[Tensor], Losses, Device], Contender]
 
@@ -91,7 +91,7 @@ def measure_makers(
     if find_spec("sklearn") is None:
         missing = dict.fromkeys(makers, "scikit-learn, which has the data, is not installed")
         return Outcome(left_out=left_out | missing)
-    from training import TASKS
+    from tasks import TASKS
 
     def make() -> tuple[list[Tensor], Losses]:
         task = TASKS[name](suite.device.place)
