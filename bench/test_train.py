@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from agreement import Start, adam, check_first_run, mtadam
+from agreement import Start, adam, agreeing, mtadam
 from contenders import auto_backend
 from devices import Device
 from measure import Contender, take_turns
@@ -99,10 +99,11 @@ def measure_makers(
 
     params, losses = make()
     grads = term_gradients(losses(), params)
-    contenders = [maker(*make(), suite.device) for maker in makers.values()]
-    start = Start.of(params, grads)
-    for contender in contenders:
-        check_first_run(contender, start)
+    made = [maker(*make(), suite.device) for maker in makers.values()]
+    contenders, wrong = agreeing(made, Start.of(params, grads))
+    left_out = left_out | wrong
+    if not contenders:
+        return Outcome(left_out=left_out)
     times = take_turns(suite.device, contenders, suite.budget)
     records = make_records(
         times,
