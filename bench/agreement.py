@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from measure import Contender, Oracle
+from measure import Contender, Failure, Oracle, in_a_line
+from records import OURS
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -99,3 +100,26 @@ def check_first_run(contender: Contender, start: Start) -> None:
             check(contender.params[i].detach().cpu(), after.numpy(), before)
     except TooFar as error:
         raise TooFar(f"{contender.name} does not make the step that it should: {error}") from None
+
+
+def failure(contender: Contender, start: Start) -> Failure | None:
+    """Makes the contender's first run; says what went wrong in it."""
+    try:
+        check_first_run(contender, start)
+    except TooFar as error:
+        return Failure(f"WRONG: {error}")
+    except Exception as error:  # whatever a compiler or the device raises
+        return Failure(f"FAILED: {in_a_line(error)}")
+    return None
+
+
+def agreeing(contenders: Sequence[Contender], start: Start) -> tuple[list[Contender], dict[str, str]]:
+    """Makes all first runs: the contenders to time, and why the others are not.
+
+    A wrong one does not cost the others their case, unless no optimizer of ours is left in it.
+    """
+    wrong: dict[str, str] = {c.name: why for c in contenders if (why := failure(c, start)) is not None}
+    right = [contender for contender in contenders if contender.name not in wrong]
+    if wrong and not any(contender.name.startswith(OURS) for contender in right):
+        return [], wrong | {contender.name: "nothing of ours is right here to compare it with" for contender in right}
+    return right, wrong

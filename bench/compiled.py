@@ -11,7 +11,7 @@ import byte_model
 import torch
 from agreement import mtadam
 from devices import Device
-from measure import Contender, LeftOutError
+from measure import Contender, LeftOutError, in_a_line
 from torch import Tensor
 from workloads import Case, Grads, elements
 
@@ -102,8 +102,13 @@ def make_compiled(case: Case, device: Device, grads: Grads) -> Contender:
     def run() -> None:
         compiled(detached, grads, running, exp_avgs, exp_avg_sqs, step)
 
-    with time_limit(COMPILE_SECONDS):
-        run()
+    try:
+        with time_limit(COMPILE_SECONDS):
+            run()
+    except LeftOutError:
+        raise
+    except Exception as error:  # of many kinds
+        raise LeftOutError(f"torch.compile failed: {in_a_line(error)}") from None
     with torch.no_grad():  # back to the start, in place
         for p, fresh in zip(params, case.params(device.place), strict=True):
             p.copy_(fresh)

@@ -12,7 +12,7 @@ import torch
 from agreement import adam, mtadam
 from compiled import make_compiled
 from devices import Device
-from measure import Contender, LeftOutError
+from measure import Contender, Failure, LeftOutError, in_a_line
 from torch import Tensor
 from workloads import GPU_ONLY, Case, Grads, elements
 
@@ -32,7 +32,7 @@ class Peer:
 
     make: Callable[[Case, Device, Grads], Contender]
     floats: Callable[[int], int]  # kept by K terms and by its step's temporaries, in elements per parameter element
-    slow: bool = False  # many passes over memory
+    slow: bool = False  # loops over tensors and terms, with many passes over memory
     compiled: bool = False
 
 
@@ -68,13 +68,8 @@ def make_mtadam(backend: str, case: Case, device: Device, grads: Grads) -> Conte
     )
 
 
-def make_graph(case: Case, device: Device, grads: Grads) -> Contender:
+def make_graph(backend: str, case: Case, device: Device, grads: Grads) -> Contender:
     """Our step as a CUDA graph that is replayed."""
-    if device.place.type != "cuda":
-        raise LeftOutError("CUDA graphs need a GPU")
-    backend = auto_backend(device)
-    if backend == "reference":
-        raise LeftOutError("no kernels for the GPU")
     eager = make_mtadam(backend, case, device, grads)
     eager.prepare()
     eager.run()  # allocates the state
@@ -88,7 +83,13 @@ def make_graph(case: Case, device: Device, grads: Grads) -> Contender:
             for name, value in eager.state[p].items():
                 value.fill_(torch.nan if name == "norms" else 0.0)
     return Contender(
-        "mtadam-graph", graph.replay, eager.params, bytes_moved=eager.bytes_moved, oracle=mtadam, exact=True
+        f"{eager.name}-graph",
+        graph.replay,
+        eager.params,
+        bytes_moved=eager.bytes_moved,
+        oracle=mtadam,
+        exact=True,
+        keeps=eager,  # the graph has addresses only, of the optimizer's tensors
     )
 
 
@@ -168,7 +169,10 @@ PEERS: dict[str, Peer] = dict(
             "copy": Peer(make_copy, lambda terms: 2),
             "adam-on-sum": Peer(make_adam_on_sum, lambda terms: 3),
             "adam-k-times": Peer(make_adam_k_times, lambda terms: 3),
-            "mtadam-graph": Peer(make_graph, lambda terms: terms + 2),
+            **{
+                f"mtadam-{backend}-graph": ours(backend, make_graph, lambda terms: terms + 2)
+                for backend in ("cuda", "triton")
+            },
             "compiled": Peer(make_compiled, lambda terms: terms + 2, compiled=True),
             "published": Peer(make_published, lambda terms: 4 * terms + 4, slow=True),
         }.items(),
@@ -188,7 +192,8 @@ def make_contenders(
     room = 0.8 * device.free() - 4 * size * case.terms  # what the gradients leave
     if case.workload in GPU_ONLY and device.place.type == "cpu":
         return [], [], dict.fromkeys(peers, "on a GPU only")
-    left_out, contenders = {}, []
+    left_out: dict[str, str] = {}
+    contenders: list[Contender] = []
     grads = case.grads(device.place) if room > 0 else []
     for name, peer in peers.items():
         needed = 4 * size * peer.floats(case.terms)
@@ -197,10 +202,14 @@ def make_contenders(
                 raise LeftOutError(f"needs {needed / 1e9:.0f} GB beside the others: more than are free")
             if peer.slow and size * case.terms > share * device.slow_limit:
                 raise LeftOutError("too slow here for so many elements and terms")
+            if peer.slow and len(case.shapes) * case.terms > share * device.loop_limit:
+                raise LeftOutError("too slow here for so many tensors and terms")
             if peer.compiled and len(case.shapes) * case.terms > share * device.compile_limit:
                 raise LeftOutError("compiling so many tensors and terms takes too long here")
             contenders.append(peer.make(case, device, grads))
             room -= needed
         except LeftOutError as error:
             left_out[name] = str(error)
+        except Exception as error:  # whatever a compiler or the device raises
+            left_out[name] = Failure(f"FAILED: {in_a_line(error)}")
     return grads, contenders, left_out

@@ -32,6 +32,7 @@ class Device(Protocol):
 
     place: torch.device
     slow_limit: float  # elements x terms beyond which peers that take many passes are left out
+    loop_limit: float  # tensors x terms beyond which peers that loop over them are left out
     compile_limit: int  # tensors x terms beyond which torch.compile takes minutes here, and is left out
 
     @property
@@ -60,6 +61,7 @@ class CpuDevice:
     place = torch.device("cpu")
     slug = "cpu"
     slow_limit = 1.2e8  # a second a turn for the published loop
+    loop_limit = float("inf")
     compile_limit = 100  # inductor's C++ takes half a second for each
 
     def facts(self) -> dict[str, object]:
@@ -100,6 +102,7 @@ class CudaDevice:
 
     place = torch.device("cuda", 0)
     slow_limit = float("inf")
+    loop_limit = 700.0  # a loop launches some twenty kernels for each
     compile_limit = 600
 
     def __init__(self) -> None:

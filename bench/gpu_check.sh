@@ -1,37 +1,74 @@
 #!/usr/bin/env bash
-# Proves the CUDA kernels on this machine's GPU: builds the package, runs the GPU tests, compute-sanitizer on a small case
-# and the benchmarks. Leaves its logs in the folder given, the benchmarks' JSON and CSV in a folder of the GPU's name
-# there: copied to bench/results, `make bench-report` makes tables and pictures of it. Needs torch, NumPy, pybind11,
-# setuptools, pytest and pytest-benchmark installed, and no network; Hypothesis for the random cases, else skipped.
+# Proves the kernels on this machine's GPU, in nine minutes at most: builds the package, runs the GPU tests on each backend,
+# the benchmarks, and compute-sanitizer on small cases. Leaves in FOLDER a table, five logs, and in a folder of the GPU's
+# name the benchmarks' JSON and CSV: copied to bench/results, `make bench-report` makes tables and pictures of it. COMMIT
+# is what the records name where the sources came without git. Needs torch, NumPy, pybind11, setuptools, pytest and
+# pytest-benchmark installed, and no network; Hypothesis for the random cases, else skipped.
 set -uo pipefail
-out=$(mkdir -p "${1:?usage: bench/gpu_check.sh FOLDER}" && cd "$1" && pwd)
-cd "$(dirname "$0")/.."
+shopt -s nullglob
+out=$(mkdir -p "${1:?usage: bench/gpu_check.sh FOLDER [COMMIT]}" && cd "$1" && pwd) || exit
+cd "$(dirname "$0")/.." || exit
+export MTADAM_FUSED_COMMIT=${2:-} PATH=$PATH:/usr/local/cuda/bin
+end=495  # seconds after the start: what runs then has 10 more to stop, and the tables 20 to be made
 
-failed=0
-run() {  # run NAME COMMAND...: its output goes to NAME.log, its verdict to the table
-  local name=$1 start=$SECONDS
-  shift
-  if "$@" >"$out/$name.log" 2>&1; then verdict=passed; else verdict=FAILED failed=1; fi
-  printf '%-12s %-7s %4d s   %s\n' "$name" "$verdict" $((SECONDS - start)) "$(tail -n 1 "$out/$name.log" | cut -c1-90)" \
-    | tee -a "$out/table.txt"
+say() {  # say NAME VERDICT SECONDS TEXT: a line of the table
+  printf '%-19s %-7s %4d s   %s\n' "$1" "$2" "$3" "${4:0:100}" | tee -a "$out/table.txt"
 }
 
-small_case() {
-  for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q -m gpu tests/test_gpu.py -k "layouts" || return 1
-  done
+run() {  # run NAME LIMIT COMMAND...: its output goes to the log that NAME begins with, its verdict to the table
+  local name=$1 limit=$2 start=$SECONDS log=$out/${1%%-*}.log verdict
+  shift 2
+  ((limit < end - start)) || limit=$((end - start))
+  if ((limit < 5)); then say "$name" FAILED 0 "no time was left"; return; fi
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1
+  case $? in
+    0) if tail -n 2 "$log" | grep -qE '(^|= )[0-9]+ skipped'; then verdict=skipped; else verdict=passed; fi ;;
+    5) verdict=skipped ;;  # pytest found no test
+    124 | 137) verdict=${when_cut:-FAILED} ;;
+    *) verdict=FAILED ;;
+  esac
+  say "$name" "$verdict" $((SECONDS - start)) "$(tail -n 1 "$log")"
 }
 
-benchmarks() {  # interrupted after a while, they still leave their records
-  timeout --signal=INT 280 python3 -m pytest bench --device cuda --seconds 2 --record "$out" --show-capture=no
+test_backend() {  # in processes of its own, for an illegal access ends all work in one
+  export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+  run "$1-tests" 120 "${pytest[@]}" tests/test_gpu.py -k "$2"
+  run "$1-random" 45 "${pytest[@]}" tests/test_gpu_properties.py -k "$2"
 }
 
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/table.txt" 2>&1
-run build python3 -m pip install --no-deps --no-build-isolation --editable .
-run report python3 -m mtadam_fused
-run tests python3 -m pytest -q -m gpu tests/test_gpu.py tests/test_gpu_properties.py
-run sanitizer small_case
-run benchmarks benchmarks
-for records in "$out"/*/benchmarks.json; do python3 bench/tables.py "$records" >>"$out/table.txt"; done
+sanitize() {  # sanitize TOOL OPTION...; without the caching allocator, which would hide what lies beside a small tensor
+  run "sanitizer-$1" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --tool "$@" \
+    "${pytest[@]}" tests/test_gpu.py -k layouts
+}
+
+pytest=(python3 -m pytest -vv -m gpu --maxfail=15 --tb=short -o faulthandler_timeout=60)
+backends='from mtadam_fused.__main__ import report, statuses
+print(report())
+assert all(statuses()[name].usable for name in ("cuda", "triton")), "not all backends are usable"'
+context='import ctypes
+cuda, found = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+assert cuda.cuInit(0) == cuda.cuDevicePrimaryCtxRetain(ctypes.byref(found), 0) == 0'
+
+timeout --kill-after=5 10 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/table.txt" 2>&1
+run build 240 python3 -m pip install -v --disable-pip-version-check --no-deps --no-build-isolation --editable .
+run build-report 40 python3 -c "$backends"
+set -m  # else what runs in the background does not hear SIGINT
+test_backend cuda "not triton" &
+test_backend triton triton &
+wait
+set +m
+left=$((end - 80 - SECONDS))  # all but what the sanitizer should have
+when_cut=cut run benchmarks "$left" python3 -m pytest bench --device cuda --seconds 1 --within $((left - 20)) \
+  --record "$out" --show-capture=no --tb=short --benchmark-columns=min,median,iqr,rounds
+if timeout --kill-after=5 20 compute-sanitizer --error-exitcode 1 python3 -c "$context" >"$out/sanitizer.log" 2>&1; then
+  sanitize memcheck --report-api-errors no  # libraries provoke some on purpose
+  sanitize racecheck
+else
+  say sanitizer refused 0 "$(tail -n 1 "$out/sanitizer.log")"
+fi
+failed=$(grep -c ' FAILED ' "$out/table.txt")
+for records in "$out"/*/benchmarks.json; do
+  timeout --kill-after=5 20 python3 bench/tables.py "$records" >>"$out/table.txt" 2>&1
+done
 cat "$out/table.txt"
-exit $failed
+exit $((failed > 0))

@@ -17,6 +17,15 @@ class LeftOutError(Exception):
     """Why a contender does not take part in a case."""
 
 
+class Failure(str):
+    """Why a contender that should take part in a case does not: it is left out, and the run fails."""
+
+
+def in_a_line(error: Exception) -> str:
+    """The kind of the error and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def nothing() -> None:
     """The preparation of a contender that needs none."""
 
@@ -33,6 +42,7 @@ class Contender:
     state: Mapping[Any, Any] = field(default_factory=dict)  # the optimizer's
     oracle: Oracle | None = None  # what its first run must have done; None where nothing says
     exact: bool = False  # whether it must agree with that to rounding, as the tests ask of MTAdam
+    keeps: object = None  # what has to live as long as ``run`` is called
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from tables import PEERS, fastest, millions, number, ours
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D")
+MARKERS = ("o", "s", "^", "D", "v")
+LINES = ("-", "--", ":", "-.", (0, (1, 4)))
 SHOWN = ("mnist", "resnet50", "bert_base")  # in the picture of times against K, where measured
 
 
@@ -43,7 +44,7 @@ def draw_bandwidth(records: Sequence[Record], path: Path) -> None:
     terms = sorted({record.terms for record in steps})
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    for backend, marker, line_style in zip(backends, MARKERS, ("-", "--", ":", "-."), strict=False):
+    for backend, marker, line_style in zip(backends, MARKERS, LINES, strict=False):
         for k, colour in zip(terms, COLOURS, strict=False):
             line = sorted((r for r in steps if (r.contender, r.terms) == (backend, k)), key=lambda r: r.parameters)
             axes.plot(

@@ -93,6 +93,17 @@ def as_info(record: Record) -> dict[str, Any]:
     return asdict(record)
 
 
+def write(saved: dict[str, Any], folder: Path) -> None:
+    """Writes what pytest-benchmark saves into the folder's JSON and CSV.
+
+    Whoever is stopped in the middle leaves the JSON as it was.
+    """
+    beside = folder / f"{JSON_NAME}.part"
+    beside.write_text(json.dumps(saved, indent=4, default=str))
+    beside.replace(folder / JSON_NAME)
+    write_csv(parse(saved), folder / CSV_NAME)
+
+
 def load(path: Path) -> Run:
     """Reads a file of pytest-benchmark's JSON with our records in it."""
     return parse(json.loads(path.read_text()))

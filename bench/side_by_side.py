@@ -3,23 +3,29 @@
 import gc
 from collections.abc import Mapping
 
-from agreement import Start, check_first_run
+from agreement import Start, agreeing
 from contenders import Peer, make_contenders
-from measure import take_turns
+from measure import Contender, take_turns
 from records import make_records
 from suite import Outcome, Suite
-from workloads import Case, elements
+from workloads import Case, Grads, elements
+
+
+def line_up(case: Case, suite: Suite, peers: Mapping[str, Peer]) -> tuple[Grads, list[Contender], dict[str, str]]:
+    """The gradients of a case, the contenders that make the update they should with them, and why the others do not."""
+    gc.collect()  # the last case's tensors
+    grads, contenders, left_out = make_contenders(case, suite.device, peers, suite.budget.share)
+    if not contenders:
+        return grads, [], left_out
+    right, wrong = agreeing(contenders, Start.of(case.params(suite.device.place), grads))
+    return grads, right, left_out | wrong
 
 
 def measure_steps(case: Case, suite: Suite, group: str, peers: Mapping[str, Peer]) -> Outcome:
     """Checks that the contenders make the update they should, then times them in turns."""
-    gc.collect()  # the last case's tensors
-    grads, contenders, left_out = make_contenders(case, suite.device, peers, suite.budget.share)
+    grads, contenders, left_out = line_up(case, suite, peers)
     if not contenders:
         return Outcome(left_out=left_out)
-    start = Start.of(case.params(suite.device.place), grads)
-    for contender in contenders:
-        check_first_run(contender, start)
     times = take_turns(suite.device, contenders, suite.budget)
     records = make_records(
         times,

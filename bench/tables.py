@@ -6,6 +6,7 @@ from pathlib import Path
 
 from measure import Spread
 from records import OURS, LeftOut, Record, load
+from workloads import WORKLOADS
 
 Row = dict[str, str]
 
@@ -34,9 +35,20 @@ def millions(parameters: int) -> str:
     return f"{number(parameters / 1e6)} M"
 
 
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """By workload and K, in whatever order they were measured, bfloat16 last; the others as they are."""
+    places = {workload: i for i, workload in enumerate(WORKLOADS)}
+
+    def place(record: Record) -> tuple[bool, int, int]:
+        known = record.workload in places
+        return record.dtype == "bfloat16", places.get(record.workload, len(places)), record.terms if known else 0
+
+    return sorted(records, key=place)
+
+
 def ours(records: Iterable[Record], group: str) -> list[Record]:
     """The records of our optimizers in a group."""
-    return [r for r in records if r.group == group and r.contender.startswith(OURS)]
+    return in_order(r for r in records if r.group == group and r.contender.startswith(OURS))
 
 
 def fastest(records: Iterable[Record]) -> list[Record]:
@@ -44,7 +56,7 @@ def fastest(records: Iterable[Record]) -> list[Record]:
     best: dict[tuple, Record] = {}
     for record in records:
         case = record.workload, record.dtype, record.terms, record.rule
-        if record.contender != "mtadam-graph" and (
+        if not record.contender.endswith("-graph") and (
             case not in best or record.seconds.median < best[case].seconds.median
         ):
             best[case] = record
@@ -78,14 +90,19 @@ def speed(record: Record) -> Row:
     }
 
 
+def others(record: Record) -> Row:
+    """The column of each contender that a record of ours is compared with."""
+    return OF_RULES | PEERS | {record.contender.replace("cuda", "triton"): "Triton"}
+
+
 def peers(record: Record) -> Row:
     """How many times as fast as each peer a step is."""
-    return {peer: ratio(record.faster_than.get(name)) for name, peer in (OF_RULES | PEERS).items()}
+    return {peer: ratio(record.faster_than.get(name)) for name, peer in others(record).items()}
 
 
 def host(record: Record) -> Row:
     """The host's time of a step, and how many times as fast it is as the peers'."""
-    of_peers = {f"{peer}, host": ratio(record.host_faster_than.get(name)) for name, peer in (OF_RULES | PEERS).items()}
+    of_peers = {f"{peer}, host": ratio(record.host_faster_than.get(name)) for name, peer in others(record).items()}
     return {"host ms": number(1e3 * record.host.median), **of_peers}
 
 
@@ -115,13 +132,14 @@ def short(records: Sequence[Record]) -> str:
 def full(records: Sequence[Record]) -> dict[str, str]:
     """Every table by its title."""
     steps, combined = ours(records, "step"), ours(records, "combine")
+    of_memory = in_order(r for r in records if r.group == "memory")
     found = {
         "Speed of a step": [label(r) | backend(r) | speed(r) for r in steps],
         "Step: times as fast as": [label(r) | backend(r) | peers(r) for r in steps],
         "Weights by a rule, and Adam's step": [label(r) | backend(r) | speed(r) | peers(r) for r in combined],
         "Host's time of a step": [label(r) | backend(r) | host(r) for r in steps + combined if r.host != r.seconds],
         "Whole training step": [training(r) for r in ours(records, "train") + ours(records, "train-combine")],
-        "Memory, bytes per parameter": [label(r) | memory(r) for r in records if r.group == "memory"],
+        "Memory, bytes per parameter": [label(r) | memory(r) for r in of_memory],
     }
     return {title: markdown(rows) for title, rows in found.items() if rows}
 

@@ -1,15 +1,14 @@
 """Bytes of state, and by how much a step raises the peak of memory, beside the byte model."""
 
-import gc
 from dataclasses import replace
 from typing import Any
 
 import byte_model
 import pytest
-from agreement import Start, check_first_run
-from contenders import PEERS, make_contenders
+from contenders import PEERS
 from measure import Budget, Contender, take_turns, tensors
 from records import make_records
+from side_by_side import line_up
 from suite import CLOCK, Outcome, Suite
 from workloads import Case, elements
 
@@ -19,7 +18,7 @@ GROUP = "memory"
 CASES = {str(case): case for case in (Case("resnet50", terms) for terms in (2, 4, 10))}
 QUICK_CASES = ["resnet50-K4"]
 TURNS = Budget(least=3, most=3, seconds=0)
-WITHOUT = ("mtadam-graph", "copy", "adam-k-times", "compiled")
+WITHOUT = ("mtadam-cuda-graph", "mtadam-triton-graph", "copy", "adam-k-times", "compiled")
 COMPARED = {name: peer for name, peer in PEERS.items() if name not in WITHOUT}
 
 
@@ -32,15 +31,12 @@ def test_memory(case: str, contender: str, suite: Suite, request: pytest.Fixture
 def measure_memory(name: str, suite: Suite) -> Outcome:
     """Looks at the state after a step, and at the memory that a further step takes."""
     case = CASES[name]
-    gc.collect()  # the last case's tensors
-    grads, contenders, left_out = make_contenders(case, suite.device, COMPARED, suite.budget.share)
+    grads, contenders, left_out = line_up(case, suite, COMPARED)
     if not contenders:
         return Outcome(left_out=left_out)
     count = elements(grads[0])
     sizes: dict[str, dict[str, Any]] = {}
-    start = Start.of(case.params(suite.device.place), grads)
     for contender in contenders:
-        check_first_run(contender, start)
         contender.prepare()
         peak = suite.device.peak(contender.run)
         sizes[contender.name] = {

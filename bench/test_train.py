@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from agreement import Start, adam, check_first_run, mtadam
+from agreement import Start, adam, agreeing, mtadam
 from contenders import auto_backend
 from devices import Device
 from measure import Contender, take_turns
@@ -20,7 +20,7 @@ from mtadam_fused import MTAdam
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 
 GROUP = "train"
-CASES = QUICK_CASES = ("digit_classes", "diabetes_quantiles", "super_resolution")  # of training.TASKS
+CASES = QUICK_CASES = ("digit_classes", "diabetes_quantiles", "super_resolution")  # of tasks.TASKS
 Losses = Callable[[], dict[str, Tensor]]
 Maker = Callable[[list[Tensor], Losses, Device], Contender]
 
@@ -91,7 +91,7 @@ def measure_makers(
     if find_spec("sklearn") is None:
         missing = dict.fromkeys(makers, "scikit-learn, which has the data, is not installed")
         return Outcome(left_out=left_out | missing)
-    from training import TASKS
+    from tasks import TASKS
 
     def make() -> tuple[list[Tensor], Losses]:
         task = TASKS[name](suite.device.place)
@@ -99,10 +99,11 @@ def measure_makers(
 
     params, losses = make()
     grads = term_gradients(losses(), params)
-    contenders = [maker(*make(), suite.device) for maker in makers.values()]
-    start = Start.of(params, grads)
-    for contender in contenders:
-        check_first_run(contender, start)
+    made = [maker(*make(), suite.device) for maker in makers.values()]
+    contenders, wrong = agreeing(made, Start.of(params, grads))
+    left_out = left_out | wrong
+    if not contenders:
+        return Outcome(left_out=left_out)
     times = take_turns(suite.device, contenders, suite.budget)
     records = make_records(
         times,

@@ -192,12 +192,12 @@ GRAM_RELATIVE = {torch.float64: 1e-14, torch.float32: 3e-6}
 
 def products(grads: dict[int, Tensor], terms: int, fault: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Dot products of a parameter's gradients, [K, K], 0 where absent; and of their absolute values."""
-    cut = -1 if fault == "products without the last element" else None
-    flat = {k: g.double().cpu().numpy().ravel()[:cut] for k, g in grads.items()}
-    found, size = np.zeros((terms, terms)), np.zeros((terms, terms))
-    for j, one in flat.items():
-        for k, other in flat.items():
-            found[j, k], size[j, k] = one @ other, np.abs(one) @ np.abs(other)
+    rows = np.zeros((terms, max((g.numel() for g in grads.values()), default=0)))
+    for k, g in grads.items():
+        rows[k] = g.double().cpu().numpy().ravel()
+    if fault == "products without the last element":
+        rows = rows[:, :-1]
+    found, size = rows @ rows.T, np.abs(rows) @ np.abs(rows).T
     if fault == "products of other pairs":
         found = np.roll(found, 1, axis=0)
     if fault == "products of absent terms":

@@ -9,31 +9,38 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-from devices import CpuDevice, CudaDevice
-from records import load
+from devices import CpuDevice, CudaDevice, Sample
+from measure import QUICK, Failure, Times
+from records import Record, load, make_records
 from report import write
+from suite import Outcome, Suite
+from tables import full, short
 
 ROOT = Path(__file__).parent.parent
+
+
+def run_benchmarks(out: Path, chosen: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A short run, recorded in ``out``; not a worker of this one. What else the machine does costs threads most."""
+    short = ["--quick", "--device", "cpu", "--seconds", "0.01", "--record", str(out), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "bench", *short, "-k", chosen, *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The records of a short run."""
     out = tmp_path_factory.mktemp("records")
-    options = ["--quick", "--device", "cpu", "--seconds", "0.01", "--record", str(out)]
-    chosen = ["-k", "srresnet-K2 or diabetes or PCGrad"]
-    command = [sys.executable, "-m", "pytest", "bench", "-p", "no:cacheprovider", *options, *chosen]
-    # A run of its own, not a worker of this one; what else the machine does costs threads most.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["OMP_NUM_THREADS"] = "1"
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = run_benchmarks(out, "srresnet-K2 or diabetes or PCGrad")
     assert run.returncode == 0, run.stdout + run.stderr
-    for shown in ("Speed of a step", "Whole training step", "Weights by a rule", "mtadam-cuda: backend 'cuda' cannot"):
+    for shown in ("Speed of a step", "Whole training step", "Weights by a rule", "backend 'cuda' cannot be used"):
         assert shown in run.stdout
     return out / "cpu"
 
@@ -56,7 +63,7 @@ def test_records(folder: Path) -> None:
     peers = {r.contender for r in run.records} | {entry.contender for entry in run.left_out}
     assert peers >= {"torchjd", "torchjd-layerwise"}  # timed, or named where it is not installed
     assert ("torchjd" in combined.faster_than) == (find_spec("torchjd") is not None)
-    assert {entry.contender for entry in run.left_out} >= {"mtadam-cuda", "mtadam-graph", "compiled"}
+    assert {entry.contender for entry in run.left_out} >= {"mtadam-cuda", "mtadam-cuda-graph", "compiled"}
     with (folder / "records.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(run.records)
@@ -69,10 +76,78 @@ def test_report(folder: Path) -> None:
     assert "| srresnet (1.55 M) | 2 |" in table
     assert "| mnist (1.2 M) | PCGrad | 2 |" in table
     page = (folder / "README.md").read_text()
-    assert "mtadam-graph: CUDA graphs need a GPU" in page
+    assert "mtadam-cuda, mtadam-cuda-graph: backend 'cuda' cannot be used" in page
     for picture in ("bandwidth.png", "peers.png", "times.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
         assert f"]({picture})" in page
+
+
+def test_a_run_that_is_cut_short_leaves_the_cases_before(tmp_path: Path) -> None:
+    plugin = "import os\n\ndef pytest_runtest_setup(item):\n    'srresnet-K4' in item.name and os._exit(9)\n"
+    (tmp_path / "ends_at_once.py").write_text(plugin)
+    paths = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    run = run_benchmarks(
+        tmp_path, "srresnet-K2 or srresnet-K4", "-p", "ends_at_once", PYTHONPATH=paths, MTADAM_FUSED_COMMIT="0123abc"
+    )
+    assert run.returncode == 9
+    left = load(tmp_path / "cpu" / "benchmarks.json")
+    assert left.commit == "0123abc"
+    assert {(r.workload, r.terms) for r in left.records} == {("srresnet", 2)}
+    assert {"mtadam-cpu", "published"} <= {r.contender for r in left.records}
+    assert len((tmp_path / "cpu" / "records.csv").read_text().splitlines()) == 1 + len(left.records)
+
+
+def request_of(contender: str) -> Any:
+    """Stands in for pytest's, of a contender's benchmark."""
+    return SimpleNamespace(
+        node=SimpleNamespace(callspec=SimpleNamespace(params={"case": "some", "contender": contender})),
+        module=SimpleNamespace(GROUP="step"),
+    )
+
+
+def test_a_failure_fails_its_contender_and_what_is_left_out_is_skipped() -> None:
+    suite = Suite(CpuDevice(), QUICK)
+    outcome = Outcome(left_out={"bad": Failure("WRONG: by 1"), "slow": "too slow here"})
+    with pytest.raises(pytest.fail.Exception, match="WRONG: by 1"):
+        suite.report(request_of("bad"), lambda *_: outcome)
+    with pytest.raises(pytest.skip.Exception, match="too slow here"):
+        suite.report(request_of("slow"), lambda *_: outcome)
+    assert [entry.reason for entry in suite.left_out] == ["WRONG: by 1", "too slow here"]
+
+
+def test_no_case_begins_when_no_time_is_left() -> None:
+    begun: list[str] = []
+
+    def measure(case: str, _: Suite) -> Outcome:
+        begun.append(case)
+        return Outcome(left_out={"one": "known", "other": "known"})
+
+    suite = Suite(CpuDevice(), QUICK, within=0)
+    for contender in ("one", "other"):
+        with pytest.raises(pytest.skip.Exception, match="no time was left"):
+            suite.report(request_of(contender), measure)
+    assert not begun
+    with pytest.raises(pytest.skip.Exception, match="known"):
+        Suite(CpuDevice(), QUICK).report(request_of("one"), measure)
+    assert begun
+
+
+def made_in(seconds: dict[str, float], terms: int) -> list[Record]:
+    """Records of contenders that took so long, in a step of BERT."""
+    times = Times({name: [Sample(device=x, host=x / 2)] * 2 for name, x in seconds.items()})
+    case = {"group": "step", "workload": "bert_base", "parameters": 1, "tensors": 1, "dtype": "float32"}
+    return list(make_records(times, {}, terms=terms, **case).values())
+
+
+def test_tables_compare_with_triton_and_do_not_depend_on_the_order_of_measuring() -> None:
+    seconds = {"mtadam-cuda": 1.0, "mtadam-triton": 2.0, "mtadam-cuda-graph": 0.5, "mtadam-triton-graph": 2.0}
+    two, four = made_in(seconds, 2), made_in(seconds, 4)
+    table = full([*four, *two])["Step: times as fast as"]
+    assert table == full([*two, *four])["Step: times as fast as"]
+    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in table.splitlines()]
+    assert rows[0] == ["K", "backend", "Triton"]
+    assert rows[2:6] == [["2", "cuda", "2"], ["2", "triton", ""], ["2", "cuda-graph", "4"], ["2", "triton-graph", ""]]
+    assert short(two).count("bert_base") == 1  # the fastest that is launched eagerly
 
 
 class Event:

@@ -33,9 +33,12 @@ def test_golden_trace(name: str, backend: str) -> None:
     compare_with_trace(name, backend, "cuda")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout: str, backend: str) -> None:
-    case = Case(torch.float64, ((3,), (5, 7), (2, 3, 4, 5)), (layout,) * 3, (layout,) * 3, 2, seed=0, device="cuda")
+def test_layouts(layout: str, dtype: torch.dtype, backend: str) -> None:
+    """Small, with tensors of odd and of many elements: what the sanitizer looks at."""
+    shapes = ((3,), (5, 7), (2, 3, 4, 5), (129, 33))
+    case = Case(dtype, shapes, (layout,) * len(shapes), (layout,) * len(shapes), 2, seed=0, device="cuda")
     case.run(backend)
     CombinedCase.like(case).run(backend)
 

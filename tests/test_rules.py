@@ -181,7 +181,7 @@ def by_quadratic_programming(g: Array) -> float:
     return solved.fun
 
 
-@pytest.mark.parametrize("terms", [*TERMS, 9, 12, 40])
+@pytest.mark.parametrize("terms", [1, *TERMS, 9, 12, 40])
 @every_kind
 def test_mgda(make: Callable[[int], Array], terms: int) -> None:
     g = make(terms)
@@ -208,6 +208,21 @@ def test_two_terms_by_the_closed_form() -> None:
         g = np.random.default_rng(seed).standard_normal((2, 3)) + seed % 3
         first = np.clip((g[1] - g[0]) @ g[1] / np.square(g[0] - g[1]).sum(), 0, 1)
         np.testing.assert_allclose(MGDA()(gram_of(g), UNKNOWN), [first, 1 - first], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalization", ["none", "l2", "loss", "loss+"])
+def test_one_term_needs_no_system(normalization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def solve_ex(*_: Tensor) -> None:
+        raise AssertionError("solved")
+
+    monkeypatch.setattr(torch.linalg, "solve_ex", solve_ex)
+    losses = losses_of(1)
+    divisor = {"none": 1.0, "l2": 2.0, "loss": losses.item(), "loss+": 2.0 * losses.item()}[normalization]
+    four = torch.tensor([[4.0]], dtype=torch.float64)
+    assert MGDA(normalization)(four, losses).item() == pytest.approx(1 / divisor)
+    assert MGDA(normalization)(0 * four, losses).item() == 0.0
+    with pytest.raises(AssertionError, match="solved"):
+        MGDA(normalization)(gram_of(random(2)), losses_of(2))
 
 
 def test_mgda_rejects_one_step_of_frank_wolfe() -> None:

@@ -1,8 +1,13 @@
 """The benchmarks' workloads are the published networks, and their measuring can tell a wrong step."""
 
+import contextlib
+import gc
 import sys
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +16,20 @@ from closeness import TooFar
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import byte_model
-from agreement import Start, check_first_run, weighted_adam
+import contenders as making
+import test_combine
+import test_step
+from agreement import Start, agreeing, check_first_run, weighted_adam
 from combined import COMBINED, RULES, gram_of, least_norm_weights
-from contenders import PEERS, make_contenders
-from devices import CpuDevice
-from measure import Budget, Contender, faster, take_turns
+from compiled import COMPILED, make_compiled
+from contenders import PEERS, Peer, make_contenders, make_graph
+from devices import CpuDevice, CudaDevice
+from measure import Budget, Contender, Failure, LeftOutError, faster, take_turns
 from records import Record, make_records
-from workloads import WORKLOADS, Case, elements
+from suite import PROMISED, turn_of
+from workloads import WORKLOADS, Case, Grads, elements
+
+from mtadam_fused import MTAdam
 
 # Parameters as published. Where the source gives millions only, the sum over the layers that it describes stands here.
 PUBLISHED = {
@@ -85,6 +97,74 @@ def test_a_wrong_step_is_refused(name: str) -> None:
         check_first_run(replace(made[name], run=run), start)
 
 
+def wrong(contender: Contender) -> Contender:
+    """One that makes no step."""
+    return replace(contender, run=lambda: None)
+
+
+def test_a_wrong_contender_does_not_cost_the_others_their_case() -> None:
+    start, made = contenders()
+    right, why = agreeing([wrong(made["published"]), made["mtadam-cpu"], made["adam-on-sum"]], start)
+    assert [contender.name for contender in right] == ["mtadam-cpu", "adam-on-sum"]
+    assert why["published"].startswith("WRONG: published does not make the step")
+    assert isinstance(why["published"], Failure)
+
+
+def test_nothing_is_timed_where_ours_is_wrong() -> None:
+    start, made = contenders()
+
+    def refuse() -> None:
+        raise ValueError("no kernel\nfor this")
+
+    right, why = agreeing([wrong(made["mtadam-cpu"]), replace(made["mtadam-reference"], run=refuse)], start)
+    assert not right
+    assert why["mtadam-reference"] == "FAILED: ValueError: no kernel"
+    start, made = contenders()
+    right, why = agreeing([wrong(made["mtadam-cpu"]), made["published"]], start)
+    assert not right
+    assert [isinstance(why[name], Failure) for name in ("mtadam-cpu", "published")] == [True, False]
+
+
+def test_a_contender_that_cannot_be_made_fails_alone() -> None:
+    def refuse(*_: object) -> Contender:
+        raise ValueError("no kernel")
+
+    _, made, left_out = make_contenders(SMALL, CPU, {"bad": Peer(refuse, lambda _: 0), "copy": PEERS["copy"]})
+    assert [contender.name for contender in made] == ["copy"]
+    assert left_out == {"bad": "FAILED: ValueError: no kernel"}
+    assert isinstance(left_out["bad"], Failure)
+
+
+def test_what_torch_compile_fails_on_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("cannot lower\nthis")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    case = Case("mnist", 2)
+    with pytest.raises(LeftOutError, match=r"^torch\.compile failed: ValueError: cannot lower$"):
+        make_compiled(case, CPU, case.grads(CPU.place))
+
+
+def test_a_graph_keeps_its_optimizer_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizers: list[weakref.ref[MTAdam]] = []
+
+    def made(*args: Any, **options: Any) -> MTAdam:
+        optimizer = MTAdam(*args, **options)
+        optimizers.append(weakref.ref(optimizer))
+        return optimizer
+
+    monkeypatch.setattr(making, "MTAdam", made)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", contextlib.nullcontext)
+    contender = make_graph("cpu", SMALL, CPU, SMALL.grads(CPU.place))
+    gc.collect()
+    assert optimizers[0]() is not None
+    assert contender.name == "mtadam-cpu-graph"
+    del contender
+    gc.collect()
+    assert optimizers[0]() is None
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("terms", [2, 4])
 def test_contenders_with_a_rule_make_the_step_that_they_should(rule: str, terms: int) -> None:
@@ -121,6 +201,56 @@ def test_what_is_left_out_is_named() -> None:
     _, made, left_out = make_contenders(SMALL, CPU)
     assert left_out.keys() == PEERS.keys() - {contender.name for contender in made}
     assert all(left_out.values())
+
+
+class LikeAGpu(CpuDevice):
+    """The limits and the memory of an H200, on the CPU."""
+
+    slow_limit, loop_limit, compile_limit = CudaDevice.slow_limit, CudaDevice.loop_limit, CudaDevice.compile_limit
+
+    def free(self) -> int:
+        return 139 * 2**30
+
+
+def taking_part(case: Case, peers: dict[str, Peer]) -> set[str]:
+    """The contenders that the limits of a GPU let in."""
+
+    def make(name: str) -> Peer:
+        return replace(peers[name], make=lambda *_: Contender(name, lambda: None))
+
+    _, made, _ = make_contenders(case, LikeAGpu(), {name: make(name) for name in peers})
+    return {contender.name for contender in made}
+
+
+KERNELS = {"mtadam-cuda", "mtadam-triton"}
+GRAPHS = {"mtadam-cuda-graph", "mtadam-triton-graph"}
+AGAINST_ADAM = KERNELS | {"copy", "adam-on-sum", "adam-k-times"}
+BY_A_RULE = {"combined-cuda", "combined-triton", "copy", "adam-on-sum"}
+# By case, who has to be measured there to tell whether a promise is kept.
+NEEDED = {
+    **{f"equal_100m-K{terms}": AGAINST_ADAM for terms in (2, 10)},
+    **{f"bert_base-K{terms}-bf16": AGAINST_ADAM for terms in (2, 4, 10)},
+    **{f"equal_20m-K4-{rule}": BY_A_RULE for rule in RULES},
+    "equal_100m-K4": AGAINST_ADAM | {"published", "compiled"},
+    "mnist-K10": AGAINST_ADAM | GRAPHS | {"published"},
+    "small_300-K2": AGAINST_ADAM | GRAPHS | {"compiled"},
+    "small_300-K4": AGAINST_ADAM | GRAPHS,
+    "small_300-K10": AGAINST_ADAM | GRAPHS,
+}
+
+
+def test_a_gpu_measures_first_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_grads: Grads = []
+    monkeypatch.setattr(Case, "grads", lambda *_: no_grads)
+    cases = test_step.CASES | test_combine.CASES
+    in_turn = sorted(cases, key=lambda name: turn_of("combine" if cases[name].rule else "step", name))
+    assert set(in_turn[: len(PROMISED)]) == set(PROMISED) == NEEDED.keys()
+    for name, needed in NEEDED.items():
+        assert taking_part(cases[name], COMBINED if cases[name].rule else PEERS) >= needed, name
+        assert "compiled" not in needed or (cases[name].workload, cases[name].terms) in COMPILED
+    loops = {"published", "mtadam-reference", "compiled"}
+    for name in ("small_300-K4", "tiny_1000-K2"):  # for these there is no time
+        assert not loops & taking_part(cases[name], PEERS)
 
 
 def test_records_go_to_json_and_back() -> None:

@@ -18,6 +18,8 @@ def min_norm_weights(gram: Tensor) -> Tensor:
         gram: ``[K, K]`` float64, of any scale from vector to vector.
     """
     norms = gram.diagonal().sqrt()
+    if len(gram) == 1:  # a batch of one system goes to a solver that a CUDA graph may not capture
+        return (norms > 0).to(gram.dtype)
     inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
     cosines = gram * inverse * inverse[:, None]
     if len(gram) <= EXHAUSTIVE:
