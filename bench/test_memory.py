@@ -5,7 +5,7 @@ from typing import Any
 
 import byte_model
 import pytest
-from contenders import PEERS
+from contenders import ONE_LAUNCH, PEERS
 from measure import Budget, Contender, take_turns, tensors
 from records import make_records
 from side_by_side import line_up
@@ -18,8 +18,10 @@ GROUP = "memory"
 CASES = {str(case): case for case in (Case("resnet50", terms) for terms in (2, 4, 10))}
 QUICK_CASES = ["resnet50-K4"]
 TURNS = Budget(least=3, most=3, seconds=0)
-WITHOUT = ("mtadam-cuda-graph", "mtadam-triton-graph", "copy", "adam-k-times", "compiled")
-COMPARED = {name: peer for name, peer in PEERS.items() if name not in WITHOUT}
+WITHOUT = ("copy", "adam-k-times", "compiled")
+COMPARED = {
+    name: peer for name, peer in PEERS.items() if name not in WITHOUT and not name.endswith(("-graph", ONE_LAUNCH))
+}
 
 
 @pytest.mark.parametrize("contender", COMPARED)

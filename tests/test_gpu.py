@@ -16,7 +16,7 @@ from training import OPTIMIZERS, begun
 
 from mtadam_fused import MTAdam
 from mtadam_fused import weighting as w
-from mtadam_fused.backends import statuses
+from mtadam_fused.backends import CudaBackend, statuses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -164,6 +164,43 @@ def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: 
     expected = run(torch.cuda.current_stream())
     for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
         assert all(torch.equal(p, q) for p, q in zip(run(stream), expected, strict=True))
+
+
+of_cuda = pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
+
+
+@of_cuda
+def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(kernels: CudaBackend) -> list[nn.Parameter]:
+        monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: kernels)
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(n, device="cuda")) for n in (3_000_000, 0, 1, *[5000] * 500, 1_000_000)]
+        optimizer = MTAdam(params, lr=0.1)
+        for _ in range(20):
+            for k in range(4):
+                with optimizer.term(k):
+                    for p in params:
+                        p.grad = 10**k * torch.randn_like(p)
+            optimizer.step()
+        assert not kernels._tables[optimizer._tables._tables[0]].queue.any()
+        return params
+
+    for p, q in zip(run(CudaBackend(in_one_launch=True)), run(CudaBackend()), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
+@of_cuda
+def test_a_graph_of_one_launch_is_the_eager_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: CudaBackend(in_one_launch=True))
+    eager, captured = begun("MTAdam", "cuda", "auto"), begun("MTAdam", "cuda", "auto")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for _ in range(20):
+        eager.step()
+        graph.replay()
+    for p, q in zip(eager.params, captured.params, strict=True):
+        assert torch.equal(p, q)
 
 
 def test_more_elements_than_32_bits_count(backend: str) -> None:

@@ -222,8 +222,8 @@ def taking_part(case: Case, peers: dict[str, Peer]) -> set[str]:
     return {contender.name for contender in made}
 
 
-KERNELS = {"mtadam-cuda", "mtadam-triton"}
-GRAPHS = {"mtadam-cuda-graph", "mtadam-triton-graph"}
+KERNELS = {"mtadam-cuda", "mtadam-cuda-one-launch", "mtadam-triton"}
+GRAPHS = {f"{name}-graph" for name in KERNELS}
 AGAINST_ADAM = KERNELS | {"copy", "adam-on-sum", "adam-k-times"}
 BY_A_RULE = {"combined-cuda", "combined-triton", "copy", "adam-on-sum"}
 # By case, who has to be measured there to tell whether a promise is kept.
