@@ -123,8 +123,10 @@ class FusedOptimizer(TermOptimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what ``state_dict()`` gave, of this optimizer on any backend or of the one that it stands in for.
 
-        MTAdam reads the state of the published MTAdam too, CombinedAdam that of torch.optim.Adam and AdamW. The tensors
-        are copied, to the devices of the parameters. Gradients that wait for a step are dropped.
+        MTAdam reads the state of the published MTAdam too, CombinedAdam that of torch.optim.Adam and AdamW; that of
+        an AdamW before torch 2.7 does not tell its decay apart from Adam's: make ours with
+        ``decoupled_weight_decay=True``. The tensors are copied, to the devices of the parameters. Gradients that wait
+        for a step are dropped.
 
         Raises:
             ValueError: state of another model or optimizer, or hyper-parameters out of their range; nothing has

@@ -11,9 +11,14 @@ def turn_on() -> bool:
         return False
     os.environ["TRITON_INTERPRET"] = "1"
     try:
+        import triton
         from triton.language import bfloat16
         from triton.runtime import interpreter
     except ImportError:
+        return False
+    from mtadam_fused.backends.triton import OLDEST
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
         return False
     cast = interpreter.InterpreterBuilder.cast_impl
 

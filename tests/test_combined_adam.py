@@ -81,7 +81,9 @@ def test_equal_weights_are_adam_on_the_sum(dtype: torch.dtype, options: dict[str
         return [of[0].square().sum(), of[1].cos().sum(), (of[0].sum() * of[1]).sum()]
 
     combined = CombinedAdam(ours, FixedWeights(), lr=0.01, backend=backend, **options)
-    adam = torch.optim.Adam(theirs, lr=0.01, **options)
+    theirs_options = dict(options)  # Adam takes decoupled_weight_decay from torch 2.7 on
+    kind = torch.optim.AdamW if theirs_options.pop("decoupled_weight_decay", False) else torch.optim.Adam
+    adam = kind(theirs, lr=0.01, **theirs_options)
     for _ in range(10):
         combined.backward(losses(ours))
         combined.step()
@@ -268,9 +270,11 @@ def test_it_reads_torchs_adam(kind: type[torch.optim.Adam], backend: str) -> Non
     for _ in range(4):
         step_adam()
     q.data.copy_(p.data)
-    ours = CombinedAdam([q], FixedWeights(), backend=backend)
+    decoupled = kind is torch.optim.AdamW
+    untold = "decoupled_weight_decay" not in adam.param_groups[0]  # before torch 2.7
+    ours = CombinedAdam([q], FixedWeights(), decoupled_weight_decay=decoupled and untold, backend=backend)
     ours.load_state_dict(adam.state_dict())
-    assert ours.param_groups[0]["decoupled_weight_decay"] == (kind is torch.optim.AdamW)
+    assert ours.param_groups[0]["decoupled_weight_decay"] == decoupled
     for _ in range(4):
         step_adam()
         ours.backward([q.square().sum(), q.cos().sum()])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mtadam_fused.backends import statuses
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -75,10 +77,11 @@ def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None
     assert run.returncode == 0, run.stderr
     assert str(tmp_path) in run.stdout
     assert "(cpu: cpu)" in run.stdout
-    run = run_from(wheel, tmp_path / "installed", TRITON_STEP)
-    assert run.returncode == 0, run.stderr
-    assert str(tmp_path) in run.stdout
-    assert "(cpu: triton)" in run.stdout
+    if statuses()["triton"].usable:
+        run = run_from(wheel, tmp_path / "installed", TRITON_STEP)
+        assert run.returncode == 0, run.stderr
+        assert str(tmp_path) in run.stdout
+        assert "(cpu: triton)" in run.stdout
 
 
 def test_without_a_compiler_it_installs_says_so_and_runs(unpacked: Path, tmp_path: Path) -> None:

@@ -203,6 +203,13 @@ def test_many_hulls(terms: int) -> None:
         check_least(g, MGDA()(gram_of(g), UNKNOWN).numpy())
 
 
+@pytest.mark.parametrize("terms", [9, 25, 40])
+def test_badly_scaled_hulls_of_more_vectors_than_dimensions(terms: int) -> None:
+    for seed in range(20):
+        g = np.random.default_rng(seed).standard_normal((terms, SPACE)) * np.logspace(-8, 8, terms)[:, None]
+        check_least(g, MGDA()(gram_of(g), UNKNOWN).numpy())
+
+
 def test_two_terms_by_the_closed_form() -> None:
     for seed in range(20):
         g = np.random.default_rng(seed).standard_normal((2, 3)) + seed % 3

@@ -140,7 +140,7 @@ def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_needs_a_c_compiler_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", "3.3")
     monkeypatch.setattr(backend, "INTERPRETED", False)
     monkeypatch.setattr(backend, "DEVICE_TYPES", ("cuda", "xpu"))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
@@ -157,7 +157,7 @@ def test_a_gpu_needs_a_c_compiler_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fresh_load")
 def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", "3.3")
     monkeypatch.setitem(sys.modules, "mtadam_fused.triton_kernels", None)
     usable, reason = backend.status()
     assert not usable

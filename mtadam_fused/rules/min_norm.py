@@ -83,12 +83,12 @@ def wolfe(cosines: Tensor, inverse: Tensor, norms: Tensor) -> Tensor:
         if support[entering] or slopes[entering] >= (weights @ slopes) * (1 - 1e-10):
             break
         support[entering] = True
-        weights = descend(cosines, inverse, weights, support)
+        weights = descend(cosines, inverse, norms, weights, support)
         support = weights > 0
     return weights
 
 
-def descend(cosines: Tensor, inverse: Tensor, weights: Tensor, support: Tensor) -> Tensor:
+def descend(cosines: Tensor, inverse: Tensor, norms: Tensor, weights: Tensor, support: Tensor) -> Tensor:
     """From ``weights`` towards the least point of the support, dropping vectors whose weight would turn negative."""
     while True:
         aim = on_supports(cosines, inverse, support[None])[0]
@@ -99,7 +99,8 @@ def descend(cosines: Tensor, inverse: Tensor, weights: Tensor, support: Tensor) 
             return aim
         share = torch.where(blocking, weights / (weights - aim), torch.inf).min()
         weights = weights + share.clamp(0.0, 1.0) * (aim - weights)
-        support = support & ~(blocking & (weights <= 1e-15 * weights.max()))
+        lengths = weights * norms
+        support = support & ~(blocking & (lengths <= 1e-15 * lengths.max()))
         dropped = blocking & ~support
         if not dropped.any():
             return weights.clamp(min=0.0)
