@@ -1,5 +1,6 @@
 """Cases of the optimizer: one input library for the tests of every backend."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -82,8 +83,11 @@ class Case:
             optimizer.step()
             for p, b, x, of_terms in zip(params, before, models, grads, strict=True):
                 x.value = b.double().numpy()  # from the stored value: rounding does not add up
-                self.expect(x, {k: g.double().cpu().numpy() for k, g in of_terms.items()}, fault)
-                check_params(p.detach().cpu(), x.value, b)
+                arrays = {k: g.double().cpu().numpy() for k, g in of_terms.items()}
+                nudged = deepcopy(x)
+                self.expect(nudged, {k: g * (1 + (-1) ** k * 2.0**-23) for k, g in arrays.items()}, fault)
+                self.expect(x, arrays, fault)
+                check_params(p.detach().cpu(), x.value, b, nudged.value)
             self.check_scalars(optimizer, models, grads, fault)
         return optimizer
 

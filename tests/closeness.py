@@ -8,6 +8,7 @@ F64_ABSOLUTE = 1e-12  # per parameter of size 1
 F32_TRACE = (1e-5, 5e-7)  # relative and absolute, of parameters of size 1 after some steps of 1e-3
 F32_OF_UPDATE = 1e-5  # of the element's update, on top of one unit in the last place of the parameter,
 F32_OF_UPDATES = 1e-6  # and of the root mean square of all updates: where momentum cancels, rounding does not
+F32_ROUNDINGS = 4  # of the gradients, each a unit in the last place: where they cancel, or do with L2 decay
 UPDATE = 3e-3  # of the update's norm, where the gradients were computed anew in float32
 F16_DIFFERING = 0.003  # of the elements: float32 arithmetic may fall on the other side of a rounding tie
 
@@ -16,13 +17,14 @@ class TooFar(AssertionError):
     """Two results that should agree do not."""
 
 
-def check_params(actual: Tensor, expected: np.ndarray, before: Tensor) -> None:
+def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: np.ndarray | None = None) -> None:
     """Compares a parameter after a step with the float64 result of the same step from the same stored value.
 
     Args:
         actual: the parameter, of any supported type.
         expected: the float64 formula's result.
         before: the parameter before the step.
+        nudged: the formula's result from gradients a float32 rounding away.
 
     Raises:
         TooFar: they differ by more than the type's tolerance.
@@ -38,6 +40,8 @@ def check_params(actual: Tensor, expected: np.ndarray, before: Tensor) -> None:
         ulp = away - got.abs().double()
         update = (want - before.double()).abs()
         slack = F32_OF_UPDATE * update + F32_OF_UPDATES * update.square().mean().sqrt()
+        if nudged is not None:
+            slack += F32_ROUNDINGS * (torch.from_numpy(nudged).reshape(actual.shape) - want).abs()
         excess = (got.double() - want).abs() - ulp - slack
     else:
         differing = (got != want.to(got.dtype)).double().mean().item() if got.numel() else 0.0
