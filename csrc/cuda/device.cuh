@@ -42,7 +42,7 @@ template <class C, int64_t kAddresses>
 struct Slice {
   using Arithmetic = C;
 
-  int64_t terms, moments, first, count, rows;
+  int64_t terms, moments, first, count, rows, first_chunk;
   const Row* row;              // [rows]
   const Group* group;          // [groups]
   const double* weight;        // [groups, terms]
@@ -74,7 +74,7 @@ static_assert(sizeof(Slice<double, kMaxAddresses>) <= 32764, "a kernel's argumen
 // One of the slice's chunks, counted from its first.
 template <class S>
 __device__ inline Chunk chunk_of(const S& slice, int64_t index) {
-  return slice.chunk[slice.chunk_start[slice.first] + index];
+  return slice.chunk[slice.first_chunk + index];
 }
 
 // Gradients are read by two kernels of a step and written by none: the cache keeps them rather than state, which is

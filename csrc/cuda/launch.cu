@@ -44,12 +44,13 @@ int64_t flags_of(const Step<C>& step, int64_t r) {
 
 // The argument for rows [first, first + count) of `step`.
 template <class S, class C>
-void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first, int64_t count) {
+void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first, int64_t count, int64_t first_chunk) {
   slice.terms = step.terms;
   slice.moments = step.moments;
   slice.first = first;
   slice.count = count;
   slice.rows = step.rows;
+  slice.first_chunk = first_chunk;
   slice.row = device.row;
   slice.group = device.group;
   slice.weight = device.weight;
@@ -84,15 +85,18 @@ void launch_stages(const S& slice, int64_t chunks, unsigned stages, cudaStream_t
   if (stages & kCombinedAdam) combined_adam(slice, chunks, stream);
 }
 
-// The stages for rows [first, first + count), in an argument of so many addresses.
+// The stages for rows [first, first + count), whose chunks are from first_chunk on, in an argument of so many addresses.
+// Returns the number of the chunks.
 template <int64_t kAddresses, class C>
-void run_rows(const Step<C>& step, const Device<C>& device, unsigned stages, int64_t first, int64_t count) {
+int64_t run_rows(const Step<C>& step, const Device<C>& device, unsigned stages, int64_t first, int64_t count,
+                 int64_t first_chunk) {
   static thread_local Slice<C, kAddresses> slice;  // too large for the stack of a small thread
-  fill(slice, step, device, first, count);
+  fill(slice, step, device, first, count, first_chunk);
   int64_t chunks = 0;
   for (int64_t r = first; r < first + count; ++r) chunks += chunks_of(step.row[r], device.chunk_elements);
   launch_stages(slice, chunks, stages, static_cast<cudaStream_t>(device.stream));
   check(cudaGetLastError(), "launching the CUDA kernels");
+  return chunks;
 }
 
 }  // namespace
@@ -103,12 +107,11 @@ void run(const Step<C>& step, const Device<C>& device, unsigned stages) {
   if (step.terms >= kMaxAddresses)
     throw std::invalid_argument("the CUDA kernels take at most " + std::to_string(kMaxAddresses - 1) + " terms");
   const OnDevice scope(device.index);
+  int64_t chunk = 0;
   for (int64_t first = 0; first < step.rows;) {
     const int64_t count = std::min(step.rows - first, kMaxAddresses / per_row);
-    if (count * per_row <= kFewAddresses)
-      run_rows<kFewAddresses>(step, device, stages, first, count);
-    else
-      run_rows<kMaxAddresses>(step, device, stages, first, count);
+    const auto run = count * per_row <= kFewAddresses ? run_rows<kFewAddresses, C> : run_rows<kMaxAddresses, C>;
+    chunk += run(step, device, stages, first, count, chunk);
     first += count;
   }
 }

@@ -25,7 +25,7 @@ struct Work {
 // The work at a place of the queue, of `chunks` chunks.
 template <class S>
 __device__ inline Work work_at(const S& slice, int64_t place, int64_t chunks) {
-  const auto start = [&](int64_t i) { return slice.chunk_start[slice.first + i] - slice.chunk_start[slice.first]; };
+  const auto start = [&](int64_t i) { return slice.chunk_start[slice.first + i] - slice.first_chunk; };
   const auto updates = [&](int64_t i) {  // where those of the slice's i-th row begin
     const int64_t norms = start(i + 1) + kAhead;
     return start(i) + (norms < chunks ? norms : chunks);
