@@ -116,7 +116,8 @@ void define_cuda(py::module_& module) {
             float64, step, [&](const Step<double>& s) { cuda::run(s, device.unpack<double>(), stages); },
             [&](const Step<float>& s) { cuda::run(s, device.unpack<float>(), stages); });
       },
-      "Launches the stages asked for: 1 term_norms, 2 balance, 4 mtadam_update, 8 term_gram, 16 combined_adam, 32 mtadam_step.",
+      "Launches the stages asked for: 1 term_norms, 2 balance, 4 mtadam_update, 8 term_gram, 16 combined_adam, 32 "
+      "mtadam_step.",
       py::arg("float64"), py::arg("step"), py::arg("device"), py::arg("stages"));
   module.attr("CUDA_ARCHITECTURES") = MTADAM_CUDA;
 }

@@ -44,9 +44,8 @@ template <class S>
 __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
     combined_adam_kernel(const __grid_constant__ S slice) {
   const Chunk chunk = chunk_of(slice, gridDim.x - 1 - blockIdx.x);
-  update_chunk(slice, chunk, [&](auto elements, const auto& state, const auto& row) {
-    update(elements, slice, state, row);
-  });
+  update_chunk(slice, chunk,
+               [&](auto elements, const auto& state, const auto& row) { update(elements, slice, state, row); });
 }
 
 }  // namespace

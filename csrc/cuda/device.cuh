@@ -176,8 +176,7 @@ struct Width {
 // vectors of V where the row is aligned, else for one at a time.
 template <int V, class S, class Body>
 __device__ inline void for_vectors(const S& slice, const Chunk& chunk, const Body& body) {
-  const int64_t tail =
-      slice.has(kAligned, chunk.row) ? chunk.end - (chunk.end - chunk.begin) % V : chunk.begin;
+  const int64_t tail = slice.has(kAligned, chunk.row) ? chunk.end - (chunk.end - chunk.begin) % V : chunk.begin;
   for (int64_t i = chunk.begin + threadIdx.x * V; i < tail; i += kThreads * V) body(Width<V>(), i);
   for (int64_t i = tail + threadIdx.x; i < chunk.end; i += kThreads) body(Width<1>(), i);
 }

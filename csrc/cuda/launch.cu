@@ -36,8 +36,7 @@ int64_t flags_of(const Step<C>& step, int64_t r) {
   const Row& row = step.row[r];
   int64_t grads = 0, others = row.param | row.exp_avg | step.combined[r];
   for (int64_t k = 0; k < step.terms; ++k) grads |= step.grad[k * step.rows + r];
-  for (int64_t k = 0; k < step.moments; ++k)
-    others |= step.second[k * step.rows + r] | step.maximum[k * step.rows + r];
+  for (int64_t k = 0; k < step.moments; ++k) others |= step.second[k * step.rows + r] | step.maximum[k * step.rows + r];
   const bool aligned = (grads | others) % kVectorBytes == 0;
   return (grads ? kReached : 0) | (step.grad_type[r] != row.param_type ? kWide : 0) | (aligned ? kAligned : 0);
 }
@@ -85,8 +84,8 @@ void launch_stages(const S& slice, int64_t chunks, unsigned stages, cudaStream_t
   if (stages & kCombinedAdam) combined_adam(slice, chunks, stream);
 }
 
-// The stages for rows [first, first + count), whose chunks are from first_chunk on, in an argument of so many addresses.
-// Returns the number of the chunks.
+// The stages for rows [first, first + count), whose chunks are from first_chunk on, in an argument of so many
+// addresses. Returns the number of the chunks.
 template <int64_t kAddresses, class C>
 int64_t run_rows(const Step<C>& step, const Device<C>& device, unsigned stages, int64_t first, int64_t count,
                  int64_t first_chunk) {

@@ -1,8 +1,8 @@
 // The three stages in one launch.
 //
-// Blocks take their work from a queue, in order: for each row the norms of its chunks and, some chunks of the rows after
-// it later, its updates. By then its norms are mostly complete, and its gradients still in the cache. A block that has to
-// wait waits for blocks that took their work before it, so the first of them never waits, whichever run.
+// Blocks take their work from a queue, in order: for each row the norms of its chunks and, some chunks of the rows
+// after it later, its updates. By then its norms are mostly complete, and its gradients still in the cache. A block
+// that has to wait waits for blocks that took their work before it, so the first of them never waits, whichever run.
 #include "stages.cuh"
 
 #if defined(__CUDACC__)
@@ -40,8 +40,8 @@ __device__ inline Work work_at(const S& slice, int64_t place, int64_t chunks) {
   return update < start(low + 1) ? Work{update, true} : Work{place - start(low + 1), false};
 }
 
-// How far a row is: a count of the chunks of which the norms are complete, one more when the row is balanced, and of the
-// chunks whose update has begun. The last of these sets it back to zero.
+// How far a row is: a count of the chunks of which the norms are complete, one more when the row is balanced, and of
+// the chunks whose update has begun. The last of these sets it back to zero.
 template <class S>
 struct Progress {
   Counter count;

@@ -91,7 +91,8 @@ __device__ inline void add_term(const Pack<C, V>& g, C scale, const Pack<C, V>& 
 }
 
 template <int V, class P, class G, class S, class C>
-__device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& slice, const State<C, V>& state, const RowStep<C>& row) {
+__device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& slice, const State<C, V>& state,
+                                              const RowStep<C>& row) {
   Pack<C, V> combined = {}, largest = {};
   for (int64_t first = 0; first < slice.terms; first += kUpdateTile) {
     const Tile<G, kUpdateTile> tile(slice, row.number, first);

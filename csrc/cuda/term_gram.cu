@@ -30,8 +30,8 @@ MTADAM_FN int64_t tiles_of(int64_t terms) {
 }
 
 // The products of the terms within each tile, a block per chunk and tile, or else of those of two tiles, a block per
-// chunk and pair of tiles. Blocks of one chunk follow each other, so that most read it from the cache. Not asked for one
-// block at least, ptxas spills registers to make room for more.
+// chunk and pair of tiles. Blocks of one chunk follow each other, so that most read it from the cache. Not asked for
+// one block at least, ptxas spills registers to make room for more.
 template <int T, bool kSame, class S>
 __global__ void __launch_bounds__(kThreads, 1) term_gram_kernel(const __grid_constant__ S slice) {
   const int64_t tiles = tiles_of<T>(slice.terms);
