@@ -41,7 +41,7 @@ def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: n
         update = (want - before.double()).abs()
         slack = F32_OF_UPDATE * update + F32_OF_UPDATES * update.square().mean().sqrt()
         if nudged is not None:
-            slack += F32_ROUNDINGS * (torch.from_numpy(nudged).reshape(actual.shape) - want).abs()
+            slack += F32_ROUNDINGS * (torch.from_numpy(np.asarray(nudged)).reshape(actual.shape) - want).abs()
         excess = (got.double() - want).abs() - ulp - slack
     else:
         differing = (got != want.to(got.dtype)).double().mean().item() if got.numel() else 0.0
