@@ -12,39 +12,74 @@ MTADAM_FN void prefetch(const T* from, int64_t n) {
     __builtin_prefetch(reinterpret_cast<const char*>(from) + byte);
 }
 
-// How far ahead dot asks, in bytes; 1,024 to 8,192 measured alike, without it it is a tenth slower.
-constexpr int64_t kAhead = 4096;
-
-template <class C, class G>
-MTADAM_FN C dot(const G* one, const G* other, int64_t n) {
-  // Independent lanes, summed pairwise at the end: enough of them to hide the latency of an addition, and the result
-  // depends neither on the instruction set nor on the address.
-  constexpr int kLanes = 128 / sizeof(C);
-  C lane[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    prefetch(one + i + kAhead / sizeof(G), kLanes);
-#pragma GCC ivdep
-    for (int j = 0; j < kLanes; ++j) lane[j] += C(load(one[i + j])) * C(load(other[i + j]));
-  }
-  for (int j = 0; i + j < n; ++j) lane[j] += C(load(one[i + j])) * C(load(other[i + j]));
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
-  return lane[0];
-}
-
-template <class C, class G>
-C sum_of_squares(const void* grad, int64_t n) {
-  return dot<C>(static_cast<const G*>(grad), static_cast<const G*>(grad), n);
-}
-
-template <class C, class G>
-C sum_of_products(const void* one, const void* other, int64_t n) {
-  return dot<C>(static_cast<const G*>(one), static_cast<const G*>(other), n);
-}
-
 // Loops over raw addresses that never overlap: the pragma spares the compiler its run-time checks.
 #define MTADAM_LOOP(i, n) _Pragma("GCC ivdep") for (int64_t i = 0; i < (n); ++i)
+
+// How far ahead of a sum its gradients are asked for, in bytes.
+constexpr int64_t kAhead = 4096;
+
+// Sums run in independent lanes, added up pairwise at the end: the result depends neither on the instruction set nor on
+// the address. A vector of the widest instruction set; on others the compiler makes several of it.
+constexpr int64_t kLaneBytes = 64;
+template <class C>
+using Lanes [[gnu::vector_size(kLaneBytes)]] = C;
+template <class C>
+constexpr int64_t kLanes = kLaneBytes / sizeof(C);
+
+// n elements, then zeros.
+template <class C, class G>
+MTADAM_FN void load_lanes(Lanes<C>& lanes, const G* from, int64_t n) {
+  C value[kLanes<C>] = {};
+  MTADAM_LOOP(i, n) value[i] = load(from[i]);
+  std::memcpy(&lanes, value, sizeof value);
+}
+
+template <class C>
+MTADAM_FN C sum_of_lanes(const Lanes<C>& lanes) {
+  C value[kLanes<C>];
+  std::memcpy(value, &lanes, sizeof value);
+  for (int width = kLanes<C> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) value[i] += value[i + width];
+  return value[0];
+}
+
+// Which products of T gradients are summed: the squares; those of all pairs, (0, 0), (1, 0), (1, 1), (2, 0), ...; or
+// those with one gradient more.
+enum class Of { kSquares, kPairs, kOneMore };
+
+template <int T, Of kOf>
+constexpr int kProducts = kOf == Of::kPairs ? T * (T + 1) / 2 : T;
+
+// Adds the products of n elements of each gradient, at most a vector of each.
+template <class C, class G, int T, Of kOf>
+MTADAM_FN void add_products(const G* const* grad, const G* one, int64_t n, Lanes<C> (&sum)[kProducts<T, kOf>]) {
+  Lanes<C> g[T], more;
+  for (int k = 0; k < T; ++k) load_lanes<C>(g[k], grad[k], n);
+  if (kOf == Of::kOneMore) load_lanes<C>(more, one, n);
+  for (int k = 0, product = 0; k < T; ++k)
+    for (int j = kOf == Of::kPairs ? 0 : k; j <= k; ++j, ++product)
+      sum[product] += g[k] * (kOf == Of::kOneMore ? more : g[j]);
+}
+
+// All gradients are read together: several streams come from memory faster than one after another.
+template <class C, class G, int T, Of kOf>
+void products(const void* const* grads, const void* one_more, int64_t n, C* sums) {
+  Lanes<C> sum[kProducts<T, kOf>] = {};
+  const G* grad[T];
+  for (int k = 0; k < T; ++k) grad[k] = static_cast<const G*>(grads[k]);
+  const G* one = static_cast<const G*>(one_more);
+  for (int64_t i = 0; i < n; i += kLanes<C>) {
+    if (kOf != Of::kOneMore)  // these are in the cache
+      for (int k = 0; k < T; ++k) prefetch(grad[k] + kAhead / sizeof(G), kLanes<C>);
+    if (i + kLanes<C> <= n)
+      add_products<C, G, T, kOf>(grad, one, kLanes<C>, sum);
+    else
+      add_products<C, G, T, kOf>(grad, one, n - i, sum);
+    for (int k = 0; k < T; ++k) grad[k] += kLanes<C>;
+    if (kOf == Of::kOneMore) one += kLanes<C>;
+  }
+  for (int k = 0; k < kProducts<T, kOf>; ++k) sums[k] = sum_of_lanes<C>(sum[k]);
+}
 
 // One term's part of a block: adds h_k to `combined`, advances its second moment, raises `largest`.
 template <class C, class G>
@@ -147,6 +182,13 @@ void combined_adam(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row)
   advance<C, P>(at, value, gradient, combined, largest, n, row);
 }
 
+// The functions of 1 to kTogether gradients.
+#define MTADAM_SUMS(of, C, G) \
+  {products<C, G, 1, of>, products<C, G, 2, of>, products<C, G, 3, of>, products<C, G, 4, of>}
+
+#define MTADAM_FLOAT_SUMS(of) \
+  {{}, MTADAM_SUMS(of, float, float), MTADAM_SUMS(of, float, BFloat16), MTADAM_SUMS(of, float, Half)}
+
 // The functions of one arithmetic type and the storage types that go with it.
 #define MTADAM_UPDATES(of)                                                                                          \
   {                                                                                                                 \
@@ -164,18 +206,15 @@ namespace mtadam::cpu::MTADAM_ISA {
 
 extern const Blocks<double> float64;
 const Blocks<double> float64 = {
-    {sum_of_squares<double, double>},
-    {sum_of_products<double, double>},
-    {{mtadam_update<double, double, double>}},
+    {MTADAM_SUMS(Of::kSquares, double, double)}, {MTADAM_SUMS(Of::kPairs, double, double)},
+    {MTADAM_SUMS(Of::kOneMore, double, double)}, {{mtadam_update<double, double, double>}},
     {{combined_adam<double, double, double>}},
 };
 
 extern const Blocks<float> float32;
 const Blocks<float> float32 = {
-    {nullptr, sum_of_squares<float, float>, sum_of_squares<float, BFloat16>, sum_of_squares<float, Half>},
-    {nullptr, sum_of_products<float, float>, sum_of_products<float, BFloat16>, sum_of_products<float, Half>},
-    MTADAM_UPDATES(mtadam_update),
-    MTADAM_UPDATES(combined_adam),
+    MTADAM_FLOAT_SUMS(Of::kSquares), MTADAM_FLOAT_SUMS(Of::kPairs), MTADAM_FLOAT_SUMS(Of::kOneMore),
+    MTADAM_UPDATES(mtadam_update),   MTADAM_UPDATES(combined_adam),
 };
 
 }  // namespace mtadam::cpu::MTADAM_ISA

@@ -41,11 +41,22 @@ struct BlockPointers {
 template <class C>
 using Updates = void (*[kStorageTypes][kStorageTypes])(const BlockPointers<C>& at, int64_t n, const RowStep<C>& row);
 
+// Gradients whose products are summed together, at most.
+constexpr int64_t kTogether = 4;
+
+// Elements of each that are summed at once, in the arithmetic type: 4 KB, so that those of ten terms stay in a
+// first-level cache.
+constexpr int64_t kTile = 1024;
+
+// Sums over n elements of products of some gradients, in an order that depends on n alone.
+template <class C>
+using Sums = void (*)(const void* const* grads, const void* one_more, int64_t n, C* sums);
+
 template <class C>
 struct Blocks {
-  // Sums over n elements, in an order that depends on n alone: of the squares of one gradient, of products of two.
-  C (*sum_of_squares[kStorageTypes])(const void* grad, int64_t n);
-  C (*sum_of_products[kStorageTypes])(const void* one, const void* other, int64_t n);
+  // By gradient type and number of gradients (less one): the squares; the products of all pairs, (0, 0), (1, 0), (1,
+  // 1), (2, 0), ...; those with one gradient more, which like them is in the cache.
+  Sums<C> squares[kStorageTypes][kTogether], pairs[kStorageTypes][kTogether], with_one[kStorageTypes][kTogether];
   Updates<C> mtadam_update, combined_adam;
 };
 

@@ -1,25 +1,25 @@
-#include "blocks.h"
+#include "present.h"
 #include "sum_rows.h"
 
 namespace mtadam::cpu {
 namespace {
 
-// Elements of all terms that are multiplied with each other before the next are read: 4 KB a term, so that those of
-// ten terms stay in a first-level cache.
-constexpr int64_t kTile = 1024;
-
-// Adds the products of the gradients over `n` elements to the lower triangle of `gram`, [terms, terms].
+// Adds the products of some gradients, from `first` on, with each other and with those before them, to the lower
+// triangle of `gram`, [terms, terms].
 template <class C>
-void add_products(const Step<C>& step, int64_t row, int64_t begin, int64_t n, double* gram) {
-  const int64_t type = step.grad_type[row];
-  const auto at = [&](int64_t k) { return step.grad[k * step.rows + row]; };
-  for (int64_t k = 0; k < step.terms; ++k) {
-    if (!at(k)) continue;
-    const void* const grad = address(at(k), type, begin);
-    gram[k * step.terms + k] += blocks<C>().sum_of_squares[type](grad, n);
-    for (int64_t j = 0; j < k; ++j)
-      if (at(j)) gram[k * step.terms + j] += blocks<C>().sum_of_products[type](grad, address(at(j), type, begin), n);
-  }
+void add_products(const Present& present, int64_t first, int64_t n, int64_t terms, double* gram) {
+  const int64_t last = std::min(first + kTogether, present.count());
+  const void* const* const grad = present.grad.data();
+  const auto at = [&](int64_t k, int64_t j) -> double& { return gram[present.term[k] * terms + present.term[j]]; };
+  C sums[kTogether * (kTogether + 1) / 2];
+  blocks<C>().pairs[present.type][last - first - 1](grad + first, nullptr, n, sums);
+  for (int64_t k = first, pair = 0; k < last; ++k)
+    for (int64_t j = first; j <= k; ++j, ++pair) at(k, j) += sums[pair];
+  for (int64_t k = first; k < last; ++k)
+    for (int64_t before = 0; before < first; before += kTogether) {
+      blocks<C>().with_one[present.type][kTogether - 1](grad + before, grad[k], n, sums);
+      for (int64_t j = 0; j < kTogether; ++j) at(k, before + j) += sums[j];
+    }
 }
 
 }  // namespace
@@ -28,8 +28,10 @@ template <class C>
 void term_gram(const Step<C>& step) {
   const int64_t terms = step.terms;
   const auto of_chunk = [&](const Chunk& chunk, double* gram) {
-    for (int64_t i = chunk.begin; i < chunk.end; i += kTile)
-      add_products(step, chunk.row, i, std::min(kTile, chunk.end - i), gram);
+    for_tiles(step, chunk, [&](const Present& present, int64_t n) {
+      for (int64_t first = 0; first < present.count(); first += kTogether)
+        add_products<C>(present, first, n, terms, gram);
+    });
   };
   sum_rows(step, {0, step.rows}, terms * terms, of_chunk, [&](int64_t r, const double* gram) {
     double* const to = step.gram + r * terms * terms;

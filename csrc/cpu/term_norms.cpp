@@ -1,7 +1,7 @@
 #include <cmath>
 #include <limits>
 
-#include "blocks.h"
+#include "present.h"
 #include "sum_rows.h"
 
 namespace mtadam::cpu {
@@ -9,10 +9,14 @@ namespace mtadam::cpu {
 template <class C>
 void term_norms(const Step<C>& step, Rows rows) {
   const auto squares = [&](const Chunk& chunk, double* sums) {
-    const int64_t type = step.grad_type[chunk.row];
-    for (int64_t k = 0; k < step.terms; ++k)
-      if (const int64_t grad = step.grad[k * step.rows + chunk.row])
-        sums[k] = blocks<C>().sum_of_squares[type](address(grad, type, chunk.begin), chunk.end - chunk.begin);
+    for_tiles(step, chunk, [&](const Present& present, int64_t n) {
+      for (int64_t first = 0; first < present.count(); first += kTogether) {
+        const int64_t count = std::min(kTogether, present.count() - first);
+        C found[kTogether];
+        blocks<C>().squares[present.type][count - 1](&present.grad[first], nullptr, n, found);
+        for (int64_t i = 0; i < count; ++i) sums[present.term[first + i]] += found[i];
+      }
+    });
   };
   sum_rows(step, rows, step.terms, squares, [&](int64_t r, const double* sums) {
     for (int64_t k = 0; k < step.terms; ++k)
