@@ -74,8 +74,7 @@ class FusedOptimizer(TermOptimizer):
         self._check_step(grads)
         if self.check_finite:
             check_gradients_finite(grads, self.terms)
-        self._choose_backends()
-        tables = self._tables.current(self.param_groups, self.state, grads)
+        tables = self._tables.current(self.param_groups, self.state, grads, before=self._choose_backends)
         works = [self._work(table, grads, groups, weights) for table in tables]
         for work in works:
             for row in work.staged:

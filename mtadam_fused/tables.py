@@ -1,6 +1,6 @@
 """Keeps an optimizer's tables in step with its parameters, its state and the terms that reach them."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from itertools import chain
 from operator import is_, methodcaller
 from typing import Any
@@ -28,14 +28,20 @@ class Tables:
         self._all_reached = False
 
     def current(
-        self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], grads: TermGradients
+        self,
+        groups: list[dict[str, Any]],
+        state: MutableMapping[Tensor, State],
+        grads: TermGradients,
+        before: Callable[[], None] = lambda: None,
     ) -> list[Table]:
         """The tables of ``groups``, with state for every pair that ``grads`` ([K][parameters]) reaches.
 
         State that is missing is allocated, with zeros; state follows its parameter to another layout or device.
+        ``before`` is called before anything of this changes.
         """
         params = [p for group in groups for p in group["params"]]
         if not (self._are_of(groups, params, state, len(grads)) and self._cover(grads)):
+            before()
             amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
             for i, p in enumerate(params):
                 reached = [k for k, row in enumerate(grads) if row[i] is not None]
