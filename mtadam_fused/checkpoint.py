@@ -66,7 +66,7 @@ def restore(saved: Mapping[str, Any], param: Tensor, terms: int, per_term: bool)
         return {}
     dtype = arithmetic_type(param.dtype)
     published = "exp_avg0" in saved
-    step = torch.as_tensor(saved["step"], dtype=torch.float32).to(param.device, copy=True)
+    step = torch.as_tensor(saved["step"], dtype=torch.float32, device=param.device).clone()
     state: State = {"step": step - 1 if published else step}
     if per_term:
         norms = state["norms"] = torch.full((terms,), math.nan, dtype=dtype, device=param.device)

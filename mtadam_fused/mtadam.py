@@ -123,8 +123,7 @@ class MTAdam(FusedOptimizer):
         """The terms' columns of the tables' ``name``, in the order of the parameters."""
         nothing_new = PendingGradients().of(len(self.terms), len(self._params()))
         tables = self._tables.current(self.param_groups, self.state, nothing_new)
-        rows = torch.tensor([row for table in tables for row in table.rows]).argsort()
-        values = torch.cat(
-            [getattr(t, name).masked_fill(t.running.isnan(), math.nan).to(tables[0].device) for t in tables]
-        )
-        return dict(zip(self.terms, values[rows.to(values.device)].unbind(dim=1), strict=False))
+        device = tables[0].device
+        rows = torch.tensor([row for table in tables for row in table.rows], device=device).argsort()
+        values = torch.cat([getattr(t, name).masked_fill(t.running.isnan(), math.nan).to(device) for t in tables])
+        return dict(zip(self.terms, values[rows].unbind(dim=1), strict=False))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from training import OPTIMIZERS, begun
 
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import BACKENDS, choose, native, statuses
@@ -44,6 +45,18 @@ def digest(threads: int, **environment: str) -> tuple[str, str, str]:
     )
     isa, threading, value = run.stdout.split()
     return isa, threading, value
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_default_device_does_not_matter(name: str, backend: str) -> None:
+    expected, training = begun(name, "cpu", backend), begun(name, "cpu", backend)
+    expected.step()
+    with torch.device("meta"):  # where nothing can be read
+        training.optimizer.load_state_dict(training.optimizer.state_dict())
+        training.step()
+        if isinstance(training.optimizer, MTAdam):
+            training.optimizer.term_norms()
+    assert all(torch.equal(p, q) for p, q in zip(training.params, expected.params, strict=True))
 
 
 def test_same_bits_whatever_the_machine() -> None:

@@ -37,8 +37,8 @@ def chunk_table(numels: Tensor, elements: int) -> Tensor:
     """``[chunks, 4]``, Chunk in csrc/launch.h: row, begin, end and number of each part of so many elements, for rows of
     ``numels`` elements. A row without any has one empty part."""
     counts = ((numels + elements - 1) // elements).clamp(min=1)
-    row = torch.arange(len(numels)).repeat_interleave(counts)
-    number = torch.arange(len(row))
+    row = torch.arange(len(numels), device=numels.device).repeat_interleave(counts)
+    number = torch.arange(len(row), device=numels.device)
     begin = (number - (counts.cumsum(0) - counts)[row]) * elements
     return torch.stack((row, begin, torch.minimum(begin + elements, numels[row]), number), dim=1)
 
@@ -97,10 +97,10 @@ class DeviceTables:
         table = work.table
         if is_capturing(table.device):
             raise RuntimeError("make a first step outside of the CUDA graph: it allocates what the kernels need")
-        numels = torch.tensor([p.numel() for p in table.params])
+        numels = torch.tensor([p.numel() for p in table.params], device="cpu")
         self.chunk_elements = chunk_elements(int(numels.sum()))
         self.chunks = chunk_table(numels, self.chunk_elements)  # on the host
-        starts = torch.searchsorted(self.chunks[:, 0].contiguous(), torch.arange(len(numels) + 1))
+        starts = torch.searchsorted(self.chunks[:, 0].contiguous(), torch.arange(len(numels) + 1, device="cpu"))
         # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [moments, rows].
         self.row = on_device(table.row_table, table.device)
         self.second = on_device(table.second_table, table.device)

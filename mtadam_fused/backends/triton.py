@@ -83,7 +83,8 @@ class TritonTables(DeviceTables):
         types = [p.dtype for p in table.params]
         self.typed_chunks: list[tuple[Any, Tensor]] = []
         for dtype in dict.fromkeys(types):
-            chunks = self.chunks[torch.tensor([of_row == dtype for of_row in types])[self.chunks[:, 0]]]
+            of_type = torch.tensor([of_row == dtype for of_row in types], device="cpu")
+            chunks = self.chunks[of_type[self.chunks[:, 0]]]
             if len(chunks):
                 name = str(dtype).removeprefix("torch.")
                 self.typed_chunks.append((getattr(language, name), chunks.to(table.device)))
