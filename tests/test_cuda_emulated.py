@@ -21,7 +21,6 @@ from torch import nn
 from traces import NAMES
 from training import OPTIMIZERS, begun
 
-from mtadam_fused import MTAdam
 from mtadam_fused.backends import CudaBackend, native
 
 EXAMPLES = 40
@@ -171,16 +170,9 @@ def test_one_launch_of_many_chunks_gives_the_same_bits_as_three(
     threads: int, cuda: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> list[nn.Parameter]:
-        torch.manual_seed(0)
-        params = [nn.Parameter(torch.randn(n)) for n in (200_000, 0, 300_000, 5, 100_000)]
-        optimizer = MTAdam(params)
-        for _ in range(2):
-            for k in range(5):
-                with optimizer.term(k):
-                    for p in params:
-                        p.grad = 10**k * torch.randn_like(p)
-            optimizer.step()
-        return params
+        training = begun("MTAdam", "cpu", cuda, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
+        training.step()
+        return training.params
 
     expected = run()
     monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))

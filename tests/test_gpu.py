@@ -173,17 +173,11 @@ of_cuda = pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA ker
 def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(kernels: CudaBackend) -> list[nn.Parameter]:
         monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: kernels)
-        torch.manual_seed(0)
-        params = [nn.Parameter(torch.randn(n, device="cuda")) for n in (3_000_000, 0, 1, *[5000] * 500, 1_000_000)]
-        optimizer = MTAdam(params, lr=0.1)
+        training = begun("MTAdam", "cuda", "auto", terms=4, sizes=(3_000_000, 0, 1, *[5000] * 500, 1_000_000))
         for _ in range(20):
-            for k in range(4):
-                with optimizer.term(k):
-                    for p in params:
-                        p.grad = 10**k * torch.randn_like(p)
-            optimizer.step()
-        assert not kernels._tables[optimizer._tables._tables[0]].queue.any()
-        return params
+            training.step()
+        assert not kernels._tables[training.optimizer._tables._tables[0]].queue.any()
+        return training.params
 
     for p, q in zip(run(CudaBackend(in_one_launch=True)), run(CudaBackend()), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)

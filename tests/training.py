@@ -1,6 +1,6 @@
 """Every optimizer on the same small problem, for tests of how a step runs and not of what it computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +38,16 @@ class Training:
         self.optimizer.step()
 
 
-def begun(name: str, device: str, backend: str, lr: float | Tensor = 0.1, terms: int = 3) -> Training:
+def begun(
+    name: str,
+    device: str,
+    backend: str,
+    lr: float | Tensor = 0.1,
+    terms: int = 3,
+    sizes: Sequence[int] = (1, 7, 4097, 100_000),
+) -> Training:
     torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(n, device=device)) for n in (1, 7, 4097, 100_000)]
+    params = [nn.Parameter(torch.randn(n, device=device)) for n in sizes]
     grads = [[10.0 ** (k % 3) * torch.randn_like(p) for p in params] for k in range(terms)]
     losses = [torch.rand((), device=device) for _ in range(terms)]
     optimizer: FusedOptimizer

@@ -1,7 +1,7 @@
 // The three stages of MTAdam for one block: sums over a chunk, scalars of a row, update of a chunk.
 #pragma once
 
-#include "reduce.cuh"
+#include "products.cuh"
 #include "update_rows.cuh"
 
 namespace mtadam::cuda {
@@ -12,26 +12,9 @@ constexpr int kNormsTile = 4;
 // Stage 1: the sum of squares of each term's gradient over the chunk.
 template <class S>
 __device__ inline void chunk_norms(const S& slice, const Chunk& chunk) {
-  using C = typename S::Arithmetic;
   if (!slice.has(kReached, chunk.row)) return;
   for (int64_t first = 0; first < slice.terms; first += kNormsTile) {
-    C sums[kNormsTile] = {};
-    with_grad_type(slice, chunk.row, [&](auto grad) {
-      using G = decltype(grad);
-      const Tile<G, kNormsTile> tile(slice, chunk.row, first);
-      for_vectors<kVector<G>>(slice, chunk, [&](auto width, int64_t i) {
-        constexpr int V = decltype(width)::value;
-        Pack<C, V> g[kNormsTile];
-#pragma unroll
-        for (int k = 0; k < kNormsTile; ++k) g[k] = tile.template load<C, V>(k, i);
-#pragma unroll
-        for (int k = 0; k < kNormsTile; ++k) {
-#pragma unroll
-          for (int v = 0; v < V; ++v) sums[k] += g[k].at[v] * g[k].at[v];
-        }
-      });
-    });
-    const C sum = block_sums(sums);
+    const auto sum = chunk_products<kNormsTile, Of::kSquares>(slice, chunk, first, first);
     const int64_t k = first + threadIdx.x;
     if (threadIdx.x < kNormsTile && k < slice.terms) slice.partial_sum(k, chunk.number) = sum;
   }

@@ -32,17 +32,17 @@ MTADAM_FN int64_t tiles_of(int64_t terms) {
 // The products of the terms within each tile, a block per chunk and tile, or else of those of two tiles, a block per
 // chunk and pair of tiles. Blocks of one chunk follow each other, so that most read it from the cache. Not asked for
 // one block at least, ptxas spills registers to make room for more.
-template <int T, bool kSame, class S>
+template <int T, Of kOf, class S>
 __global__ void __launch_bounds__(kThreads, 1) term_gram_kernel(const __grid_constant__ S slice) {
   const int64_t tiles = tiles_of<T>(slice.terms);
-  const int64_t blocks = kSame ? tiles : pairs_of(tiles - 1);
+  const int64_t blocks = kOf == Of::kPairs ? tiles : pairs_of(tiles - 1);
   const Chunk chunk = chunk_of(slice, blockIdx.x / blocks);
   if (!slice.has(kReached, chunk.row)) return;
   const int64_t block = blockIdx.x % blocks;
-  const Pair tile = kSame ? Pair{block, block} : Pair{pair_of(block).k + 1, pair_of(block).j};
-  const auto sum = chunk_products<T, kSame>(slice, chunk, tile.k * T, tile.j * T);
-  if (threadIdx.x >= kProducts<T, kSame>) return;
-  const Pair within = kSame ? pair_of(threadIdx.x) : Pair{threadIdx.x / T, threadIdx.x % T};
+  const Pair tile = kOf == Of::kPairs ? Pair{block, block} : Pair{pair_of(block).k + 1, pair_of(block).j};
+  const auto sum = chunk_products<T, kOf>(slice, chunk, tile.k * T, tile.j * T);
+  if (threadIdx.x >= kProducts<T, kOf>) return;
+  const Pair within = kOf == Of::kPairs ? pair_of(threadIdx.x) : Pair{threadIdx.x / T, threadIdx.x % T};
   const Pair pair{tile.k * T + within.k, tile.j * T + within.j};
   if (pair.k < slice.terms) slice.partial_sum(number_of(pair), chunk.number) = sum;  // j is less
 }
@@ -69,12 +69,12 @@ __global__ void __launch_bounds__(kFoldThreads) fold_kernel(const __grid_constan
 template <class S>
 void term_gram(const S& slice, int64_t chunks, cudaStream_t stream) {
   if (slice.terms <= kSmallTile) {
-    launch_blocks(term_gram_kernel<kSmallTile, true, S>, chunks, stream, slice);
+    launch_blocks(term_gram_kernel<kSmallTile, Of::kPairs, S>, chunks, stream, slice);
   } else {
     constexpr int T = kTile<typename S::Arithmetic>;
     const int64_t tiles = tiles_of<T>(slice.terms);
-    launch_blocks(term_gram_kernel<T, true, S>, chunks * tiles, stream, slice);
-    launch_blocks(term_gram_kernel<T, false, S>, chunks * pairs_of(tiles - 1), stream, slice);
+    launch_blocks(term_gram_kernel<T, Of::kPairs, S>, chunks * tiles, stream, slice);
+    launch_blocks(term_gram_kernel<T, Of::kAll, S>, chunks * pairs_of(tiles - 1), stream, slice);
   }
   launch_blocks(fold_kernel<S>, slice.count * pairs_of(slice.terms), stream, slice, kFoldThreads);
 }
