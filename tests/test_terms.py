@@ -295,3 +295,28 @@ def test_wide_gradients_of_narrow_parameters(backend: str) -> None:
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.zeros_like(p))
     assert optimizer.term_norms()[1][0].item() == pytest.approx(2 * 300**0.5)
+
+
+def test_a_tensor_of_the_state_that_was_exchanged_is_used(backend: str) -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = MTAdam([p], lr=0.1, betas=(0.9, 0.0, 0.0), backend=backend)
+    for exp_avg in (torch.zeros(3), torch.full((3,), 5.0)):
+        with optimizer.term(0):
+            p.grad = torch.ones(3)
+        optimizer.step()
+        optimizer.state[p]["exp_avg"] = exp_avg
+    with optimizer.term(0):
+        p.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], torch.full((3,), 0.9 * 5.0 + 0.1))
+
+
+def test_a_parameter_on_a_device_that_is_new_gets_a_backend() -> None:
+    optimizer = MTAdam([nn.Parameter(torch.ones(3))])
+    q = nn.Parameter(torch.ones(3, device="meta"))
+    optimizer.add_param_group({"params": [q]})
+    with optimizer.term(0):
+        q.grad = torch.ones_like(q)
+    with pytest.warns(UserWarning, match="reference on meta"):
+        optimizer.step()
+    assert "meta: reference" in repr(optimizer)
