@@ -15,7 +15,7 @@ THREAD = ("-O1", "-g1", "-fsanitize=thread")
 
 # A few steps of awkward sizes on the kernels of the library that is named.
 STEPS = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
@@ -23,6 +23,7 @@ from mtadam_fused import fused_optimizer
 from cases import Case, CombinedCase
 from emulation import load
 from mtadam_fused.backends import CudaBackend, native
+from training import begun
 native.module = load(sys.argv[1])
 backend = CudaBackend(stream=lambda _: 0)
 in_one_launch = CudaBackend(stream=lambda _: 0, in_one_launch=True)
@@ -37,6 +38,11 @@ for dtype in (torch.float32, torch.float16):
     for terms in (3, 9):
         case = CombinedCase(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
         case.run("reference")
+
+# Each of the 8 blocks of a launch on an OS thread of its own: nothing but the kernel's queue orders them.
+os.environ["CUDA_ON_CPU_THREADS"] = "8"
+fused_optimizer.choose = lambda *_: in_one_launch
+begun("MTAdam", "cpu", "cuda", sizes=(1, 3000)).step()
 print("no report")
 """
 
