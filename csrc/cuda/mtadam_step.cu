@@ -64,8 +64,9 @@ struct Progress {
   }
   __device__ void begin_update() {
     if (threadIdx.x == 0) {
-      while (count.load(::cuda::memory_order_acquire) <= chunks) __nanosleep(20);
-      if (count.fetch_add(1, ::cuda::memory_order_relaxed) == 2 * chunks) count.store(0, ::cuda::memory_order_relaxed);
+      while (count.load(::cuda::memory_order_relaxed) <= chunks) __nanosleep(20);
+      // Acquired once, not each time in vain: that empties the multiprocessor's first-level cache.
+      if (count.fetch_add(1, ::cuda::memory_order_acquire) == 2 * chunks) count.store(0, ::cuda::memory_order_relaxed);
     }
     __syncthreads();
   }
