@@ -119,7 +119,7 @@ enum Stage : unsigned {
 
 // Launches the stages asked for (bits of Stage) on the stream, for each 4,064 addresses of gradients anew: a kernel for
 // each of MTAdam's stages, two for term_gram (three for more terms than one reads together) and two for combined_adam.
-// Waits for nothing.
+// Waits for nothing. Leaves the device current.
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages);
 

@@ -3,7 +3,7 @@
 import pytest
 from cases import BACKENDS_OF_THE_CPU
 
-from mtadam_fused.backends import statuses
+from mtadam_fused.backends import CudaBackend, statuses
 
 
 @pytest.fixture(params=BACKENDS_OF_THE_CPU)
@@ -12,9 +12,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["cuda", "triton"])
-def gpu_backend(request: pytest.FixtureRequest) -> str:
-    """Every backend with kernels for GPUs; one that cannot be used here is skipped."""
-    status = statuses()[request.param]
+def gpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every backend with kernels for GPUs, and "cuda-one-launch" where asked for; skipped where it cannot be used."""
+    name, _, one_launch = request.param.partition("-")
+    status = statuses()[name]
     if not status.usable:
         pytest.skip(status.reason)
-    return request.param
+    if one_launch:
+        monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: CudaBackend(in_one_launch=True))
+    return name

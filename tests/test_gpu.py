@@ -1,6 +1,6 @@
 """Every backend with kernels for GPUs, on one: ``pytest -m gpu``. One that cannot be used there is skipped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from formula import FAULTS
 from test_golden import compare_with_trace
 from torch import Tensor, nn
 from traces import NAMES
-from training import OPTIMIZERS, begun
+from training import OPTIMIZERS, Training, begun
 
 from mtadam_fused import MTAdam
 from mtadam_fused import weighting as w
@@ -23,16 +23,21 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1, "device": "cuda"}
 
 
+in_one_launch_too = pytest.mark.parametrize("gpu_backend", ["cuda", "cuda-one-launch", "triton"], indirect=True)
+
+
 @pytest.fixture
 def backend(gpu_backend: str) -> str:
     return gpu_backend
 
 
+@in_one_launch_too
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, backend: str) -> None:
     compare_with_trace(name, backend, "cuda")
 
 
+@in_one_launch_too
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, dtype: torch.dtype, backend: str) -> None:
@@ -113,21 +118,49 @@ def test_a_weighting_never_waits_for_the_device() -> None:
         assert expected is None or total.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_graph_replay_is_the_eager_run(name: str, backend: str) -> None:
-    rates = [0.1 / (t + 1) for t in range(20)]
+def replayed_and_eager(make: Callable[[Tensor], Training]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter after 20 replays of a captured step, and after as many eager ones; each at another rate."""
     eager_lr, graph_lr = torch.tensor(0.1, device="cuda"), torch.tensor(0.1, device="cuda")
-    eager, captured = begun(name, "cuda", backend, eager_lr), begun(name, "cuda", backend, graph_lr)
+    eager, captured = make(eager_lr), make(graph_lr)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured.step()
-    for rate in rates:
-        eager_lr.fill_(rate)
-        graph_lr.fill_(rate)
+    for t in range(20):
+        eager_lr.fill_(0.1 / (t + 1))
+        graph_lr.fill_(0.1 / (t + 1))
         eager.step()
         graph.replay()
-    for p, q in zip(eager.params, captured.params, strict=True):
-        assert torch.equal(p, q)
+    return zip(captured.params, eager.params, strict=True)
+
+
+@in_one_launch_too
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_graph_replay_is_the_eager_run(name: str, backend: str) -> None:
+    assert all(torch.equal(p, q) for p, q in replayed_and_eager(lambda lr: begun(name, "cuda", backend, lr)))
+
+
+@in_one_launch_too
+@pytest.mark.parametrize("tensors", [400, 1500])
+def test_graph_replay_of_many_tensors_is_the_eager_run(tensors: int, backend: str) -> None:
+    """The argument of a launch takes 480 addresses, a longer one 4,064."""
+    sizes = (1000,) * tensors
+    assert all(
+        torch.equal(p, q) for p, q in replayed_and_eager(lambda lr: begun("MTAdam", "cuda", backend, lr, sizes=sizes))
+    )
+
+
+def test_graph_replay_of_gradients_of_mixed_types_is_the_eager_run(backend: str) -> None:
+    def made(lr: Tensor) -> Training:
+        training = begun("MTAdam", "cuda", backend, lr, dtype=torch.bfloat16)
+        if not hasattr(training.params[0], "grad_dtype"):
+            pytest.skip("this torch keeps gradients in the type of the parameter")
+        for p in training.params:
+            p.grad_dtype = None
+        training.grads[1] = [g.float() for g in training.grads[1]]
+        training.step()
+        return training
+
+    assert all(torch.equal(p, q) for p, q in replayed_and_eager(made))
 
 
 def test_a_graph_keeps_its_hyperparameters_and_gradients_whatever_is_done_between_replays(backend: str) -> None:
@@ -166,14 +199,11 @@ def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: 
         assert all(torch.equal(p, q) for p, q in zip(run(stream), expected, strict=True))
 
 
-of_cuda = pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
-
-
-@of_cuda
+@pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
 def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(kernels: CudaBackend) -> list[nn.Parameter]:
         monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: kernels)
-        training = begun("MTAdam", "cuda", "auto", terms=4, sizes=(3_000_000, 0, 1, *[5000] * 500, 1_000_000))
+        training = begun("MTAdam", "cuda", "auto", terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000))
         for _ in range(20):
             training.step()
         assert not kernels._tables[training.optimizer._tables._tables[0]].queue.any()
@@ -181,20 +211,6 @@ def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> No
 
     for p, q in zip(run(CudaBackend(in_one_launch=True)), run(CudaBackend()), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
-
-
-@of_cuda
-def test_a_graph_of_one_launch_is_the_eager_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: CudaBackend(in_one_launch=True))
-    eager, captured = begun("MTAdam", "cuda", "auto"), begun("MTAdam", "cuda", "auto")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
-    for _ in range(20):
-        eager.step()
-        graph.replay()
-    for p, q in zip(eager.params, captured.params, strict=True):
-        assert torch.equal(p, q)
 
 
 def test_more_elements_than_32_bits_count(backend: str) -> None:

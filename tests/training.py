@@ -45,9 +45,10 @@ def begun(
     lr: float | Tensor = 0.1,
     terms: int = 3,
     sizes: Sequence[int] = (1, 7, 4097, 100_000),
+    dtype: torch.dtype = torch.float32,
 ) -> Training:
     torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(n, device=device)) for n in sizes]
+    params = [nn.Parameter(torch.randn(n, device=device, dtype=dtype)) for n in sizes]
     grads = [[10.0 ** (k % 3) * torch.randn_like(p) for p in params] for k in range(terms)]
     losses = [torch.rand((), device=device) for _ in range(terms)]
     optimizer: FusedOptimizer

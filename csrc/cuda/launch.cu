@@ -11,20 +11,12 @@ void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// Makes a device current for a scope.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~OnDevice() { cudaSetDevice(previous_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int previous_ = 0;
-};
+// Not back again when done: that would make a context also on a device that has none.
+void make_current(int device) {
+  int current = 0;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  if (device != current) check(cudaSetDevice(device), "cudaSetDevice");
+}
 
 int64_t chunks_of(const Row& row, int64_t elements) {
   return std::max<int64_t>(1, (row.numel + elements - 1) / elements);
@@ -105,7 +97,7 @@ void run(const Step<C>& step, const Device<C>& device, unsigned stages) {
   const int64_t per_row = step.terms + (device.wants_combined ? 1 : 0);
   if (step.terms >= kMaxAddresses)
     throw std::invalid_argument("the CUDA kernels take at most " + std::to_string(kMaxAddresses - 1) + " terms");
-  const OnDevice scope(device.index);
+  make_current(device.index);
   int64_t chunk = 0;
   for (int64_t first = 0; first < step.rows;) {
     const int64_t count = std::min(step.rows - first, kMaxAddresses / per_row);

@@ -12,7 +12,7 @@ import torch
 
 from ..table import Table, Work
 from . import native
-from .device import DeviceTables
+from .device import DeviceTables, made_current
 from .native import packed
 
 TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM, MTADAM_STEP = 1, 2, 4, 8, 16, 32  # Stage of csrc/launch.h
@@ -77,11 +77,17 @@ class CudaBackend:
         self._run(work, COMBINED_ADAM)
 
     def _run(self, work: Work, stages: int) -> None:
+        with made_current(work.table.device):
+            tables = self._tables.get(work.table)
+            if tables is None:
+                tables = self._tables[work.table] = CudaTables(work)
+            self._launch(work, tables, stages)
+
+    def _launch(self, work: Work, tables: CudaTables, stages: int) -> None:
         table = work.table
-        tables = self._tables.get(table)
-        if tables is None:
-            tables = self._tables[table] = CudaTables(work)
-        groups, weights = (0, 0) if stages == TERM_GRAM else (t.data_ptr() for t in tables.hyperparameters(work))
+        # Held until the kernels are launched: of a step that is captured, nothing else holds them.
+        hyperparameters = () if stages == TERM_GRAM else tables.hyperparameters(work)
+        groups, weights = [t.data_ptr() for t in hyperparameters] or (0, 0)
         device: Any = native.module.Device(
             table.device.index or 0,
             self._stream(table.device),

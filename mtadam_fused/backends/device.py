@@ -5,6 +5,7 @@ the hyper-parameters with their values.
 """
 
 from array import array
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -15,7 +16,7 @@ from ..table import Work
 GROUP_FIELDS = 9  # doubles of a Group in csrc/launch.h
 LEAST_ELEMENTS, MOST_ELEMENTS = 1024, 8192  # of a chunk; both powers of two
 ENOUGH_CHUNKS = 2048  # to keep a large GPU busy: some for each block that it runs at the same time
-CAPTURES = 16  # steps that can be captured in CUDA graphs without a step outside of one between
+CAPTURES = 16  # steps that can be captured in CUDA graphs without one outside of them between
 DTYPES = {"q": torch.int64, "d": torch.float64}  # of arrays
 
 
@@ -43,51 +44,62 @@ def chunk_table(numels: Tensor, elements: int) -> Tensor:
     return torch.stack((row, begin, torch.minimum(begin + elements, numels[row]), number), dim=1)
 
 
+def pinned(count: int, like: Tensor) -> list[Tensor]:
+    """So many tensors like ``like`` in host memory that a GPU can read while the host goes on."""
+    return list(like.new_empty((count, len(like)), pin_memory=True))
+
+
+def made_current(device: torch.device) -> AbstractContextManager:
+    """Makes ``device`` the current one for a scope."""
+    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
+
+
 def is_capturing(device: torch.device) -> bool:
-    """Whether the current stream of ``device`` is being captured in a CUDA graph."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
+    """Whether the current stream of ``device``, the current device, is being captured in a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Staging:
     """Host memory for copies to a device that the host does not wait for: pinned, and left alone until they are done.
 
-    A copy that is captured in a CUDA graph reads the host's memory again at every replay, so it has memory of its own,
-    kept as long as this object. None can be allocated during a capture: it is set aside before.
+    A copy that is captured in a CUDA graph reads the host's memory again at every replay, so each value captured has
+    memory of its own, kept as long as this object. None can be allocated during a capture: it is set aside before.
     """
 
     def __init__(self, values: array, device: torch.device) -> None:
         """``values`` are like those to come."""
         self._device = device
         self._like = torch.frombuffer(values, dtype=DTYPES[values.typecode]).clone()
-        self._captured: list[Tensor] = []
+        self._captured: dict[bytes, Tensor] = {}
         self._spare: list[Tensor] = []
-        self._set_aside()
+        self.set_aside()
 
-    def _set_aside(self) -> None:
-        if not self._spare and self._device.type == "cuda":
-            self._spare = list(self._like.new_empty((CAPTURES, len(self._like)), pin_memory=True))
+    def set_aside(self) -> None:
+        """Outside of captures: sees to it that there is memory for the next."""
+        if self._device.type == "cuda" and len(self._spare) < CAPTURES:
+            self._spare += pinned(CAPTURES - len(self._spare), self._like)
 
     def __call__(self, values: array) -> Tensor:
         """``values`` where a copy to the device can start from, on its current stream, with ``non_blocking=True``.
 
         Raises:
-            RuntimeError: more than CAPTURES steps were captured in a row.
+            RuntimeError: more than CAPTURES different values were captured in a row.
         """
         host = torch.frombuffer(values, dtype=self._like.dtype)
         if self._device.type == "cpu":
             return host
         if not is_capturing(self._device):
-            self._set_aside()
+            self.set_aside()
             return host.pin_memory()  # of the caching allocator, which waits for the copy before it reuses the memory
-        if not self._spare:
-            raise RuntimeError(
-                f"{CAPTURES} steps were captured in CUDA graphs in a row; make one outside of a capture, then go on"
-            )
-        self._captured.append(self._spare.pop())
-        return self._captured[-1].copy_(host)
+        value = values.tobytes()
+        if value not in self._captured:
+            if not self._spare:
+                raise RuntimeError(
+                    f"a CUDA graph has captured {CAPTURES} steps of different values, and no step was made outside of "
+                    "a capture since; make one and capture again, with fewer different steps in one graph"
+                )
+            self._captured[value] = self._spare.pop().copy_(host)
+        return self._captured[value]
 
 
 class DeviceTables:
@@ -126,6 +138,7 @@ class DeviceTables:
         if is_capturing(device):  # a graph has its own, whatever the steps between its replays leave here
             current = self._staging(values).to(device, non_blocking=True)
         else:
+            self._staging.set_aside()
             current = self._hyperparameters
             if values.tobytes() != self._copied:
                 current.copy_(self._staging(values), non_blocking=True)

@@ -9,7 +9,6 @@ import re
 import shutil
 from array import array
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache, cached_property
 from importlib import import_module
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..table import Work, addresses
-from .device import DeviceTables, Staging
+from .device import DeviceTables, Staging, made_current
 from .native import grad_types
 
 OLDEST = (3, 3)  # the first whose functions take tuples; torch 2.7 comes with it
@@ -173,15 +172,10 @@ class TritonBackend:
 
     def _run(self, work: Work, *stages: Callable[[Step], None]) -> None:
         kernels, _ = load()
-        with current(work.table.device):
+        with made_current(work.table.device):
             tables = self._tables.get(work.table)
             if tables is None:
                 tables = self._tables[work.table] = TritonTables(work)
             step = Step(work, tables, kernels)
             for stage in stages:
                 stage(step)
-
-
-def current(device: torch.device) -> AbstractContextManager:
-    """Makes ``device`` the current one: Triton launches on its current stream."""
-    return nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
