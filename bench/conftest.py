@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devices import device_of
+from devices import COMPILE_SECONDS, device_of
 from measure import FULL, QUICK
 from records import write
 from suite import Suite, turn_of
@@ -24,11 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--within", type=float, default=math.inf, metavar="SECONDS", help="leave out the cases not begun by then"
     )
+    parser.addoption(
+        "--compile-seconds", type=int, default=COMPILE_SECONDS, help="what torch.compile may take for a contender"
+    )
     parser.addoption("--record", type=Path, metavar="FOLDER", help="write JSON and CSV into FOLDER/<machine>")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    device = device_of(config.getoption("--device"))
+    device = device_of(config.getoption("--device"), config.getoption("--compile-seconds"))
     budget = QUICK if config.getoption("--quick") else FULL
     if seconds := config.getoption("--seconds"):
         budget = replace(budget, seconds=seconds)

@@ -25,6 +25,7 @@ from published import PublishedMTAdam
 
 COPIED_ELEMENTS = 2**25  # at least: enough to leave the caches
 ONE_LAUNCH = "cuda-one-launch"
+PAIRS_A_SECOND = 2.5  # of a tensor and a term: what torch.compile manages on one core
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ def make_contenders(
                 raise LeftOutError("too slow here for so many elements and terms")
             if peer.slow and len(case.shapes) * case.terms > share * device.loop_limit:
                 raise LeftOutError("too slow here for so many tensors and terms")
-            if peer.compiled and len(case.shapes) * case.terms > share * device.compile_limit:
-                raise LeftOutError("compiling so many tensors and terms takes too long here")
+            if peer.compiled and len(case.shapes) * case.terms > share * PAIRS_A_SECOND * device.compile_seconds:
+                raise LeftOutError("compiling so many tensors and terms takes too long (see --compile-seconds)")
             contenders.append(peer.make(case, device, grads))
             room -= needed
         except LeftOutError as error:

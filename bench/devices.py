@@ -18,6 +18,8 @@ import torch
 
 Run = Callable[[], object]
 
+COMPILE_SECONDS = 100
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -33,7 +35,7 @@ class Device(Protocol):
     place: torch.device
     slow_limit: float  # elements x terms beyond which peers that take many passes are left out
     loop_limit: float  # tensors x terms beyond which peers that loop over them are left out
-    compile_limit: int  # tensors x terms beyond which torch.compile takes minutes here, and is left out
+    compile_seconds: int  # that torch.compile may take for a contender
 
     @property
     def slug(self) -> str:
@@ -62,7 +64,9 @@ class CpuDevice:
     slug = "cpu"
     slow_limit = 1.2e8  # a second a turn for the published loop
     loop_limit = float("inf")
-    compile_limit = 100  # inductor's C++ takes half a second for each
+
+    def __init__(self, compile_seconds: int = COMPILE_SECONDS) -> None:
+        self.compile_seconds = compile_seconds
 
     def facts(self) -> dict[str, object]:
         return {"cpu_model": cpu_model(), "gpu": "", "driver": "", **software()}
@@ -103,9 +107,9 @@ class CudaDevice:
     place = torch.device("cuda", 0)
     slow_limit = float("inf")
     loop_limit = 700.0  # a loop launches some twenty kernels for each
-    compile_limit = 600
 
-    def __init__(self) -> None:
+    def __init__(self, compile_seconds: int = COMPILE_SECONDS) -> None:
+        self.compile_seconds = compile_seconds
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         cache = torch.cuda.get_device_properties(self.place).L2_cache_size
         self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=self.place)
@@ -132,7 +136,7 @@ class CudaDevice:
         prepare()
         self._flush.zero_()  # leaves nothing of the tensors in the L2 cache
         # Keeps the device busy while the host enqueues the run, so that the events do not see the host's time.
-        torch.cuda._sleep(int(2e9 * min(2 * host + 1e-4, 0.02)))  # cycles, at about 2 GHz
+        torch.cuda._sleep(int(2e9 * min(2 * host + 1e-4, 0.2)))  # cycles, at about 2 GHz
         start, end = self._events
         start.record()
         run()
@@ -156,11 +160,11 @@ class CudaDevice:
         return torch.cuda.max_memory_allocated(self.place) - held
 
 
-def device_of(name: str) -> Device:
+def device_of(name: str, compile_seconds: int) -> Device:
     """The device called "cpu", "cuda", or "auto": the GPU where there is one."""
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return CudaDevice()
-    return CpuDevice()
+        return CudaDevice(compile_seconds)
+    return CpuDevice(compile_seconds)
 
 
 def cpu_model() -> str:

@@ -19,14 +19,15 @@ import byte_model
 import contenders as making
 import test_combine
 import test_step
+import test_train
 from agreement import Start, agreeing, check_first_run, weighted_adam
 from combined import COMBINED, RULES, gram_of, least_norm_weights
 from compiled import COMPILED, make_compiled
 from contenders import PEERS, Peer, make_contenders, make_graph
-from devices import CpuDevice, CudaDevice
+from devices import CpuDevice, CudaDevice, Device
 from measure import Budget, Contender, Failure, LeftOutError, faster, take_turns
 from records import Record, make_records
-from suite import PROMISED, turn_of
+from suite import PROMISED, Suite, turn_of
 from workloads import WORKLOADS, Case, Grads, elements
 
 from mtadam_fused import MTAdam
@@ -206,19 +207,19 @@ def test_what_is_left_out_is_named() -> None:
 class LikeAGpu(CpuDevice):
     """The limits and the memory of an H200, on the CPU."""
 
-    slow_limit, loop_limit, compile_limit = CudaDevice.slow_limit, CudaDevice.loop_limit, CudaDevice.compile_limit
+    slow_limit, loop_limit = CudaDevice.slow_limit, CudaDevice.loop_limit
 
     def free(self) -> int:
         return 139 * 2**30
 
 
-def taking_part(case: Case, peers: dict[str, Peer]) -> set[str]:
-    """The contenders that the limits of a GPU let in."""
+def taking_part(case: Case, peers: dict[str, Peer], compile_seconds: int = 50) -> set[str]:
+    """The contenders that the limits of a GPU let in, and as much time as gpu_check.sh has for torch.compile."""
 
     def make(name: str) -> Peer:
         return replace(peers[name], make=lambda *_: Contender(name, lambda: None))
 
-    _, made, _ = make_contenders(case, LikeAGpu(), {name: make(name) for name in peers})
+    _, made, _ = make_contenders(case, LikeAGpu(compile_seconds), {name: make(name) for name in peers})
     return {contender.name for contender in made}
 
 
@@ -233,7 +234,7 @@ NEEDED = {
     **{f"equal_20m-K4-{rule}": BY_A_RULE for rule in RULES},
     "equal_100m-K4": AGAINST_ADAM | {"published", "compiled"},
     "mnist-K10": AGAINST_ADAM | GRAPHS | {"published"},
-    "small_300-K2": AGAINST_ADAM | GRAPHS | {"compiled"},
+    "small_300-K2": AGAINST_ADAM | GRAPHS,
     "small_300-K4": AGAINST_ADAM | GRAPHS,
     "small_300-K10": AGAINST_ADAM | GRAPHS,
 }
@@ -248,9 +249,29 @@ def test_a_gpu_measures_first_what_is_promised(monkeypatch: pytest.MonkeyPatch) 
     for name, needed in NEEDED.items():
         assert taking_part(cases[name], COMBINED if cases[name].rule else PEERS) >= needed, name
         assert "compiled" not in needed or (cases[name].workload, cases[name].terms) in COMPILED
+    assert "compiled" in taking_part(cases["small_300-K2"], PEERS, compile_seconds=300)
     loops = {"published", "mtadam-reference", "compiled"}
     for name in ("small_300-K4", "tiny_1000-K2"):  # for these there is no time
         assert not loops & taking_part(cases[name], PEERS)
+
+
+def test_first_steps_are_compared_in_full_precision_and_timed_as_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[bool] = []
+
+    def make(params: list, losses: test_train.Losses, device: Device) -> Contender:
+        made = test_train.make_mtadam(params, losses, device)
+
+        def run() -> None:
+            allowed.append(torch.backends.cudnn.allow_tf32)
+            made.run()
+
+        return replace(made, run=run)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    budget = Budget(least=2, most=2, seconds=0)
+    outcome = test_train.measure_makers("diabetes_quantiles", Suite(CPU, budget), {"mtadam": make}, {}, group="train")
+    assert not outcome.left_out
+    assert allowed == [False, True, True, True]
 
 
 def test_records_go_to_json_and_back() -> None:
