@@ -84,6 +84,15 @@ def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None
         assert "(cpu: triton)" in run.stdout
 
 
+def test_sources_that_hide_the_package_are_named(unpacked: Path) -> None:
+    """As after ``pip install .``, in the same folder."""
+    command = [sys.executable, "-c", STEP.replace("import sys", "import sys; sys.path.insert(0, '')")]
+    run = subprocess.run(command, cwd=unpacked, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"Python took the sources in {unpacked}; start it in another folder" in run.stderr
+    assert "(cpu: reference)" in run.stdout
+
+
 def test_without_a_compiler_it_installs_says_so_and_runs(unpacked: Path, tmp_path: Path) -> None:
     wheel, printed = build(unpacked, "wheel", tmp_path / "wheel", CC="no-such-cc", CXX="no-such-c++")
     assert "the native module is LEFT OUT" in printed
@@ -93,3 +102,4 @@ def test_without_a_compiler_it_installs_says_so_and_runs(unpacked: Path, tmp_pat
     assert "(cpu: reference)" in run.stdout
     assert "[0.5, 0.5, 0.5]" in run.stdout
     assert "install a C++ compiler" in run.stderr
+    assert "took the sources" not in run.stderr

@@ -2,6 +2,7 @@
 
 from array import array
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,18 @@ def why_missing() -> str:
     """Why there is no native module, in words."""
     if isinstance(problem, ModuleNotFoundError):
         missing = "a C++ compiler (g++) and Python's headers (python3-dev)"
-        return f"the native module was not built: install {missing}, then reinstall mtadam_fused"
+        return f"the native module was not built: {or_in_sources(f'install {missing}, then reinstall mtadam_fused')}"
     return f"the native module does not load: {problem}"
+
+
+def or_in_sources(remedy: str) -> str:
+    """``remedy`` for a part of the package that is missing, and the usual one where the package is a checkout's."""
+    sources = Path(__file__).parents[2]
+    if not (sources / "setup.py").exists():
+        return remedy
+    return (
+        f"Python took the sources in {sources}; start it in another folder if mtadam_fused is installed, else {remedy}"
+    )
 
 
 def packed(work: Work) -> tuple[bool, Any]:

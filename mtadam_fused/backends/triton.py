@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..table import Work, addresses
 from .device import DeviceTables, Staging, made_current
-from .native import grad_types
+from .native import grad_types, or_in_sources
 
 OLDEST = (3, 3)  # the first whose functions take tuples; torch 2.7 comes with it
 WIDE = 1  # see triton_kernels/memory.py
@@ -39,7 +39,7 @@ def load() -> tuple[Any, str]:
     except ModuleNotFoundError as error:
         if error.name == "triton":
             return None, f"Triton is missing: {wanted}"
-        return None, f"the Triton kernels do not load: {error}; reinstall mtadam_fused"
+        return None, f"the Triton kernels do not load: {error}; {or_in_sources('reinstall mtadam_fused')}"
     except ImportError as error:
         return None, f"Triton does not load: {error}"
 
