@@ -49,6 +49,12 @@ class FusedOptimizer(TermOptimizer):
         """Makes one step with the gradients that :meth:`backward` and :meth:`term` have taken, and drops them.
 
         Changes the parameters that a term has reached, and their state, in place. Without any gradient it does nothing.
+        The kernels run on the current stream of each device, which has to be one that waits for the gradients.
+
+        A step can be captured in a CUDA graph, after one that was not. A learning rate that is a Tensor on the device
+        may then change between replays; the other hyper-parameters stay what they were. Capture again after a new term
+        or parameter group, ``load_state_dict``, or an exchange of tensors of the state: what the graph has of the
+        memory before is no longer the optimizer's.
 
         Args:
             closure: called first, with gradients on, to compute the losses and call :meth:`backward`.
