@@ -79,7 +79,8 @@ void define_cpu(py::module_& module, const char* name, void (*launch64)(const mt
 // The tables of a step on a device: `Device` of csrc/launch.h before its arithmetic type is known.
 struct PackedDevice {
   int index;
-  int64_t stream, row, group, weight, second, maximum, chunk_start, chunk, chunk_elements, partial, factors, queue;
+  int64_t stream, row, group, weight, second, maximum, chunk_start, chunk, chunks, chunk_elements, partial, factors,
+      order, queue;
   bool wants_combined;
 
   template <class C>
@@ -93,9 +94,11 @@ struct PackedDevice {
             pointer<int64_t>(maximum),
             pointer<int64_t>(chunk_start),
             pointer<mtadam::cuda::Chunk>(chunk),
+            chunks,
             chunk_elements,
             pointer<C>(partial),
             pointer<mtadam::StepFactors<C>>(factors),
+            pointer<int32_t>(order),
             pointer<unsigned>(queue),
             wants_combined};
   }
@@ -105,10 +108,10 @@ void define_cuda(py::module_& module) {
   using namespace mtadam;
   py::class_<PackedDevice>(module, "Device", "The tables of a step on a device; see csrc/launch.h.", py::module_local())
       .def(py::init<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                    int64_t, int64_t, bool>(),
+                    int64_t, int64_t, int64_t, int64_t, bool>(),
            py::arg("index"), py::arg("stream"), py::arg("row"), py::arg("group"), py::arg("weight"), py::arg("second"),
-           py::arg("maximum"), py::arg("chunk_start"), py::arg("chunk"), py::arg("chunk_elements"), py::arg("partial"),
-           py::arg("factors"), py::arg("queue"), py::arg("wants_combined"));
+           py::arg("maximum"), py::arg("chunk_start"), py::arg("chunk"), py::arg("chunks"), py::arg("chunk_elements"),
+           py::arg("partial"), py::arg("factors"), py::arg("order"), py::arg("queue"), py::arg("wants_combined"));
   module.def(
       "cuda_run",
       [](bool float64, const PackedStep& step, const PackedDevice& device, unsigned stages) {
@@ -119,6 +122,8 @@ void define_cuda(py::module_& module) {
       "Launches the stages asked for: 1 term_norms, 2 balance, 4 mtadam_update, 8 term_gram, 16 combined_adam, 32 "
       "mtadam_step.",
       py::arg("float64"), py::arg("step"), py::arg("device"), py::arg("stages"));
+  module.def("cuda_rows_at_once", cuda::rows_at_once, "Rows of a launch: of as many addresses as an argument takes.",
+             py::arg("terms"), py::arg("wants_combined"));
   module.attr("CUDA_ARCHITECTURES") = MTADAM_CUDA;
 }
 #endif

@@ -100,10 +100,14 @@ struct Device {
   const int64_t* maximum;
   const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
   const Chunk* chunk;          // [chunks]
-  int64_t chunk_elements;      // of all chunks but the last of a row, which may be shorter; a multiple of 16
-  C* partial;                  // [terms, chunks] for term_norms, [terms * (terms + 1) / 2, chunks] for term_gram
-  StepFactors<C>* factors;     // [rows]
-  unsigned* queue;             // [1 + rows] for kMtadamStep, zeros before it and after
+  int64_t chunks,
+      chunk_elements;       // elements of all chunks but the last of a row, which may be shorter: multiples of 16
+  C* partial;               // [terms, chunks] for term_norms, [terms * (terms + 1) / 2, chunks] for term_gram
+  StepFactors<C>* factors;  // [rows]
+  // For kMtadamStep: [2 * chunks] the work of each launch in the order in which blocks take it, the number of a chunk
+  // for its norms and the bitwise complement for its update; and [1 + rows] counters, zeros before it and after.
+  const int32_t* order;
+  unsigned* queue;
   bool wants_combined;
 };
 
@@ -117,7 +121,10 @@ enum Stage : unsigned {
   kMtadamStep = 32
 };
 
-// Launches the stages asked for (bits of Stage) on the stream, for each 4,064 addresses of gradients anew: a kernel for
+// Rows of a launch: of as many addresses as a kernel's argument takes.
+int64_t rows_at_once(int64_t terms, bool wants_combined);
+
+// Launches the stages asked for (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for
 // each of MTAdam's stages, two for term_gram (three for more terms than one reads together) and two for combined_adam.
 // Waits for nothing. Leaves the device current.
 template <class C>

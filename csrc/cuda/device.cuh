@@ -42,22 +42,23 @@ template <class C, int64_t kAddresses>
 struct Slice {
   using Arithmetic = C;
 
-  int64_t terms, moments, first, count, rows, first_chunk;
-  const Row* row;              // [rows]
-  const Group* group;          // [groups]
-  const double* weight;        // [groups, terms]
-  const int64_t* second;       // [moments, rows] addresses
-  const int64_t* maximum;      // [moments, rows] addresses
-  const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
-  const Chunk* chunk;          // [chunks]
-  C* partial;                  // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
-  StepFactors<C>* factors;     // [rows]
-  unsigned* queue;             // [1 + rows] for mtadam_step, zeros before it and after
-  float* steps;                // [rows] steps taken
-  C* norm;                     // [rows, terms]
-  C* running;                  // [rows, terms]
-  C* scale;                    // [rows, terms]
-  double* gram;                // [rows, terms, terms]
+  int64_t terms, moments, first, count, rows, first_chunk, chunks;  // all chunks of the step
+  const Row* row;                                                   // [rows]
+  const Group* group;                                               // [groups]
+  const double* weight;                                             // [groups, terms]
+  const int64_t* second;                                            // [moments, rows] addresses
+  const int64_t* maximum;                                           // [moments, rows] addresses
+  const int64_t* chunk_start;                                       // [rows + 1] the number of each row's first chunk
+  const Chunk* chunk;                                               // [chunks]
+  C* partial;               // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
+  StepFactors<C>* factors;  // [rows]
+  const int32_t* order;     // [2 * chunks] for mtadam_step
+  unsigned* queue;          // [1 + rows] for mtadam_step, zeros before it and after
+  float* steps;             // [rows] steps taken
+  C* norm;                  // [rows, terms]
+  C* running;               // [rows, terms]
+  C* scale;                 // [rows, terms]
+  double* gram;             // [rows, terms, terms]
   bool wants_combined;
   // [terms, count] addresses of gradients, 0 where absent, with a row's flags in that of the first term; then, where
   // wanted, [count] addresses for the combined gradients.
@@ -66,7 +67,7 @@ struct Slice {
   MTADAM_FN int64_t grad(int64_t k, int64_t r) const { return address[k * count + r - first] & ~kFlags; }
   MTADAM_FN int64_t combined(int64_t r) const { return wants_combined ? address[terms * count + r - first] : 0; }
   MTADAM_FN bool has(int64_t flag, int64_t r) const { return address[r - first] & flag; }
-  MTADAM_FN C& partial_sum(int64_t number, int64_t chunk) const { return partial[number * chunk_start[rows] + chunk]; }
+  MTADAM_FN C& partial_sum(int64_t number, int64_t chunk) const { return partial[number * chunks + chunk]; }
 };
 static_assert(sizeof(Slice<double, kFewAddresses>) <= 4096, "most models' argument is at most 4 KB");
 static_assert(sizeof(Slice<double, kMaxAddresses>) <= 32764, "a kernel's argument is at most 32,764 bytes");

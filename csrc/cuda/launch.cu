@@ -18,6 +18,8 @@ void make_current(int device) {
   if (device != current) check(cudaSetDevice(device), "cudaSetDevice");
 }
 
+int64_t addresses_of_row(int64_t terms, bool wants_combined) { return terms + (wants_combined ? 1 : 0); }
+
 int64_t chunks_of(const Row& row, int64_t elements) {
   return std::max<int64_t>(1, (row.numel + elements - 1) / elements);
 }
@@ -42,6 +44,7 @@ void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first,
   slice.count = count;
   slice.rows = step.rows;
   slice.first_chunk = first_chunk;
+  slice.chunks = device.chunks;
   slice.row = device.row;
   slice.group = device.group;
   slice.weight = device.weight;
@@ -51,6 +54,7 @@ void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first,
   slice.chunk = device.chunk;
   slice.partial = device.partial;
   slice.factors = device.factors;
+  slice.order = device.order;
   slice.queue = device.queue;
   slice.steps = step.count;
   slice.norm = step.norm;
@@ -92,15 +96,20 @@ int64_t run_rows(const Step<C>& step, const Device<C>& device, unsigned stages, 
 
 }  // namespace
 
+int64_t rows_at_once(int64_t terms, bool wants_combined) {
+  return kMaxAddresses / addresses_of_row(terms, wants_combined);
+}
+
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages) {
-  const int64_t per_row = step.terms + (device.wants_combined ? 1 : 0);
   if (step.terms >= kMaxAddresses)
     throw std::invalid_argument("the CUDA kernels take at most " + std::to_string(kMaxAddresses - 1) + " terms");
   make_current(device.index);
+  const int64_t at_once = rows_at_once(step.terms, device.wants_combined);
+  const int64_t per_row = addresses_of_row(step.terms, device.wants_combined);
   int64_t chunk = 0;
   for (int64_t first = 0; first < step.rows;) {
-    const int64_t count = std::min(step.rows - first, kMaxAddresses / per_row);
+    const int64_t count = std::min(step.rows - first, at_once);
     const auto run = count * per_row <= kFewAddresses ? run_rows<kFewAddresses, C> : run_rows<kMaxAddresses, C>;
     chunk += run(step, device, stages, first, count, chunk);
     first += count;

@@ -1,8 +1,9 @@
 // The three stages in one launch.
 //
 // Blocks take their work from a queue, in order: for each row the norms of its chunks and, some chunks of the rows
-// after it later, its updates. By then its norms are mostly complete, and its gradients still in the cache. A block
-// that has to wait waits for blocks that took their work before it, so the first of them never waits, whichever run.
+// after it later, its updates (the order is made on the host). By then its norms are mostly complete, and its gradients
+// still in the cache. A block that has to wait waits for blocks that took their work before it, so the first of them
+// never waits, whichever run.
 #include "stages.cuh"
 
 #if defined(__CUDACC__)
@@ -12,33 +13,7 @@
 namespace mtadam::cuda {
 namespace {
 
-// Chunks of later rows whose norms come before a row's first update.
-constexpr int64_t kAhead = 256;
-
 using Counter = ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device>;
-
-struct Work {
-  int64_t chunk;  // of the slice
-  bool is_update;
-};
-
-// The work at a place of the queue, of `chunks` chunks.
-template <class S>
-__device__ inline Work work_at(const S& slice, int64_t place, int64_t chunks) {
-  const auto start = [&](int64_t i) { return slice.chunk_start[slice.first + i] - slice.first_chunk; };
-  const auto updates = [&](int64_t i) {  // where those of the slice's i-th row begin
-    const int64_t norms = start(i + 1) + kAhead;
-    return start(i) + (norms < chunks ? norms : chunks);
-  };
-  int64_t low = -1, high = slice.count;  // low: the last row whose updates begin here or before
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (updates(middle) <= place ? low : high) = middle;
-  }
-  if (low < 0) return {place, false};
-  const int64_t update = start(low) + place - updates(low);
-  return update < start(low + 1) ? Work{update, true} : Work{place - start(low + 1), false};
-}
 
 // How far a row is: a count of the chunks of which the norms are complete, one more when the row is balanced, and of
 // the chunks whose update has begun. The last of these sets it back to zero.
@@ -76,17 +51,18 @@ struct Progress {
 template <class S>
 __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
     mtadam_step_kernel(const __grid_constant__ S slice) {
-  __shared__ Work work;
+  __shared__ int32_t work;
   if (threadIdx.x == 0) {
     Counter taken(slice.queue[0]);
     const unsigned place = taken.fetch_add(1, ::cuda::memory_order_relaxed);
     if (place == gridDim.x - 1) taken.store(0, ::cuda::memory_order_relaxed);
-    work = work_at(slice, place, gridDim.x / 2);
+    work = slice.order[2 * slice.first_chunk + place];
   }
   __syncthreads();
-  const Chunk chunk = chunk_of(slice, work.chunk);
+  const bool is_update = work < 0;
+  const Chunk chunk = slice.chunk[is_update ? ~work : work];
   Progress<S> row(slice, chunk.row);
-  if (work.is_update) {
+  if (is_update) {
     row.begin_update();
     mtadam_update_chunk(slice, chunk);
   } else {

@@ -9,10 +9,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from ..table import Table, Work
 from . import native
-from .device import DeviceTables, made_current
+from .device import MOST_ELEMENTS, DeviceTables, made_current
 from .native import packed
 
 TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM, MTADAM_STEP = 1, 2, 4, 8, 16, 32  # Stage of csrc/launch.h
@@ -30,13 +31,38 @@ def status() -> tuple[bool, str]:
     return True, f"kernels compiled for {module.CUDA_ARCHITECTURES}"
 
 
+# Of a step in one launch: chunks whose norms come between those of a row and its updates. A large GPU works on about as
+# many at a time, so the row's are complete by then; and its L2 still has their gradients, of at most so many elements.
+AHEAD, AHEAD_ELEMENTS = 256, 2**23
+
+
+def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
+    """Device.order of csrc/launch.h, for chunks of these rows: a row's updates follow its norms and AHEAD more."""
+    numbers = torch.arange(len(chunk_rows), device="cpu")
+    end_of_row = torch.searchsorted(chunk_rows, chunk_rows, right=True)
+    first_of_launch = chunk_rows // rows_at_once * rows_at_once
+    end_of_launch = torch.searchsorted(chunk_rows, first_of_launch + rows_at_once)
+    norms_before = torch.minimum(end_of_row + AHEAD, end_of_launch)
+    places = torch.cat([numbers + 1, norms_before]).argsort(stable=True)
+    return torch.cat([numbers, ~numbers])[places].to(torch.int32)
+
+
 class CudaTables(DeviceTables):
     """What the CUDA kernels need on the device besides: the chunks, and the queue of a step in one launch."""
 
-    def __init__(self, work: Work) -> None:
-        super().__init__(work)
+    def __init__(self, work: Work, in_one_launch: bool) -> None:
+        super().__init__(work, AHEAD_ELEMENTS // AHEAD // work.table.terms if in_one_launch else MOST_ELEMENTS)
         self.chunk = self.chunks.to(work.table.device)
         self.queue = torch.zeros(1 + len(work.table.params), dtype=torch.int32, device=work.table.device)
+        self._orders: dict[int, Tensor] = {}
+
+    def order(self, work: Work) -> Tensor:
+        """Of the queue of a step in one launch."""
+        table = work.table
+        rows = native.module.cuda_rows_at_once(table.terms, work.combined is not None)
+        if rows not in self._orders:
+            self._orders[rows] = launch_order(self.chunks[:, 0].contiguous(), rows).to(table.device)
+        return self._orders[rows]
 
 
 class CudaBackend:
@@ -80,7 +106,7 @@ class CudaBackend:
         with made_current(work.table.device):
             tables = self._tables.get(work.table)
             if tables is None:
-                tables = self._tables[work.table] = CudaTables(work)
+                tables = self._tables[work.table] = CudaTables(work, self._step == MTADAM_STEP)
             self._launch(work, tables, stages)
 
     def _launch(self, work: Work, tables: CudaTables, stages: int) -> None:
@@ -98,9 +124,11 @@ class CudaBackend:
             tables.maximum.data_ptr(),
             tables.chunk_start.data_ptr(),
             tables.chunk.data_ptr(),
+            len(tables.chunk),
             tables.chunk_elements,
             0 if stages == COMBINED_ADAM else tables.partial.data_ptr(),
             tables.factors.data_ptr(),
+            tables.order(work).data_ptr() if stages == MTADAM_STEP else 0,
             tables.queue.data_ptr(),
             work.combined is not None,
         )

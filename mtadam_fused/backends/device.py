@@ -25,11 +25,11 @@ def on_device(values: array, device: torch.device) -> Tensor:
     return torch.frombuffer(values, dtype=DTYPES[values.typecode]).to(device, copy=True)
 
 
-def chunk_elements(elements: int) -> int:
+def chunk_elements(elements: int, most: int = MOST_ELEMENTS) -> int:
     """How many elements of a step of so many a block should take: large chunks cost least, but small models need small
-    ones to have the whole device work on them."""
+    ones to have the whole device work on them. At most ``most``, where that is no less than LEAST_ELEMENTS."""
     chunk = MOST_ELEMENTS
-    while chunk > LEAST_ELEMENTS and chunk * ENOUGH_CHUNKS > elements:
+    while chunk > LEAST_ELEMENTS and (chunk > most or chunk * ENOUGH_CHUNKS > elements):
         chunk //= 2
     return chunk
 
@@ -105,12 +105,12 @@ class Staging:
 class DeviceTables:
     """A table's addresses on its device, the kernels' scratch, and the hyper-parameters that were last copied there."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, most_elements: int = MOST_ELEMENTS) -> None:
         table = work.table
         if is_capturing(table.device):
             raise RuntimeError("make a first step outside of the CUDA graph: it allocates what the kernels need")
         numels = torch.tensor([p.numel() for p in table.params], device="cpu")
-        self.chunk_elements = chunk_elements(int(numels.sum()))
+        self.chunk_elements = chunk_elements(int(numels.sum()), most_elements)
         self.chunks = chunk_table(numels, self.chunk_elements)  # on the host
         starts = torch.searchsorted(self.chunks[:, 0].contiguous(), torch.arange(len(numels) + 1, device="cpu"))
         # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [moments, rows].
