@@ -100,8 +100,8 @@ struct Device {
   const int64_t* maximum;
   const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
   const Chunk* chunk;          // [chunks]
-  int64_t chunks,
-      chunk_elements;       // elements of all chunks but the last of a row, which may be shorter: multiples of 16
+  int64_t chunks;
+  int64_t chunk_elements;   // of all chunks but the last of a row, which may be shorter; a multiple of 16
   C* partial;               // [terms, chunks] for term_norms, [terms * (terms + 1) / 2, chunks] for term_gram
   StepFactors<C>* factors;  // [rows]
   // For kMtadamStep: [2 * chunks] the work of each launch in the order in which blocks take it, the number of a chunk
@@ -124,8 +124,8 @@ enum Stage : unsigned {
 // Rows of a launch: of as many addresses as a kernel's argument takes.
 int64_t rows_at_once(int64_t terms, bool wants_combined);
 
-// Launches the stages asked for (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for
-// each of MTAdam's stages, two for term_gram (three for more terms than one reads together) and two for combined_adam.
+// Launches the stages asked for (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for each of
+// MTAdam's stages, two for term_gram (three for more terms than one reads together) and two for combined_adam.
 // Waits for nothing. Leaves the device current.
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages);
