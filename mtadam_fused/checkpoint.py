@@ -1,7 +1,6 @@
 """Reading saved optimizer state: our own, and that of the published MTAdam."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor
 
 from .reference import arithmetic_type
-from .table import State
-
-_MOMENT = re.compile(r"(max_exp_avg_sq|exp_avg_sq|exp_avg)(\d*)")
+from .table import State, moments
 
 
 @dataclass(frozen=True)
@@ -24,12 +21,6 @@ class Saved:
     """
 
     state: Mapping[str, Any]
-
-
-def moments(saved: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """The names of the saved moments, each split into kind and term number (-1 where it has none)."""
-    found = ((name, _MOMENT.fullmatch(name)) for name in saved)
-    return {name: (match[1], int(match[2] or -1)) for name, match in found if match}
 
 
 def count_terms(saved: Mapping[Any, Mapping[str, Any]]) -> int:

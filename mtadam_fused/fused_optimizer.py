@@ -74,7 +74,7 @@ class FusedOptimizer(TermOptimizer):
         if not self._pending:
             self._refuse_grads_of_no_term()
             return result
-        grads = self._pending.of(len(self.terms), len(self._params()))
+        grads = self._pending.of(len(self.terms), self._params())
         groups = [self.hyperparameters.of(group) for group in self.param_groups]
         weights = [group.weights(self.terms) for group in groups]
         self._check_step(grads)
@@ -117,7 +117,7 @@ class FusedOptimizer(TermOptimizer):
         for param, combined in zip(table.params, work.combined or (), strict=False):
             if combined is not None:
                 param.grad = combined
-                self._combined.append((param, combined))
+                self._combined.append((param, combined, combined._version))
 
     def __repr__(self) -> str:
         served = ", ".join(f"{device}: {backend.name}" for device, backend in self._backends.items())

@@ -121,7 +121,7 @@ class MTAdam(FusedOptimizer):
 
     def _columns(self, name: str) -> dict[Term, Tensor]:
         """The terms' columns of the tables' ``name``, in the order of the parameters."""
-        nothing_new = PendingGradients().of(len(self.terms), len(self._params()))
+        nothing_new = PendingGradients().of(len(self.terms), self._params())
         tables = self._tables.current(self.param_groups, self.state, nothing_new)
         device = tables[0].device
         rows = torch.tensor([row for table in tables for row in table.rows], device=device).argsort()

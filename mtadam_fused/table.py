@@ -5,8 +5,9 @@ counts and running norms) packed so that one kernel reads them all, and the addr
 """
 
 import math
+import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -21,6 +22,8 @@ from .reference import arithmetic_type
 # Storage types and their codes in csrc/launch.h.
 STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
+_MOMENT = re.compile(r"(max_exp_avg_sq|exp_avg_sq|exp_avg)(\d*)")
+
 State = dict[str, Any]
 TermGradients = list[list[Tensor | None]]  # [K][parameters]
 Moments = list[list[Tensor | None]]  # [K or 1][L], None where there is none
@@ -29,9 +32,16 @@ Moments = list[list[Tensor | None]]  # [K or 1][L], None where there is none
 def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value`` in the memory layout of ``like`` (made dense where it has gaps); a copy only where it has to be."""
     layout = torch.empty_like(like, dtype=dtype, device="meta")
-    if value.dtype == dtype and value.device == like.device and value.stride() == layout.stride():
+    same_place = value.device == like.device and value.stride() == layout.stride()
+    if value.dtype == dtype and same_place and not value.is_neg():  # a bit that says: what is in memory, negated
         return value
     return torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(value)
+
+
+def moments(state: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """The names of the moments in a state, each split into kind and term number (-1 where it has none)."""
+    found = ((name, _MOMENT.fullmatch(name)) for name in state)
+    return {name: (match[1], int(match[2] or -1)) for name, match in found if match}
 
 
 def second_moments(terms: Iterable[int], per_term: bool) -> list[str]:
@@ -52,11 +62,10 @@ def grow_state(state: State, param: Tensor, reached: Sequence[int], amsgrad: boo
     for name in ("exp_avg", *second_moments(reached, per_term)):
         if name not in state:
             state[name] = zeros()
-    for name, value in state.items():
-        if name not in ("step", "norms"):
-            state[name] = dense_like(param, value, dtype)
+    for name in moments(state):
+        state[name] = dense_like(param, state[name], dtype)
     if amsgrad:
-        for name in [name for name in state if name.startswith("exp_avg_sq")]:
+        for name in [name for name in moments(state) if name.startswith("exp_avg_sq")]:
             if f"max_{name}" not in state:
                 state[f"max_{name}"] = zeros()
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .reference import arithmetic_type
-from .table import State, Table, TermGradients, grow_state, second_moments
+from .table import State, Table, TermGradients, grow_state, moments, second_moments
+from .term_gradients import fit_gradients
 
 
 class Tables:
@@ -23,7 +24,8 @@ class Tables:
         self._per_term = per_term
         self._tables: list[Table] = []
         self._layout: object = None
-        self._held: list[Tensor] = []  # the state's tensors
+        self._held: list[Any] = []  # the state's tensors
+        self._sampled: list[int] = []
         self._reached: list[list[bool]] = []  # [K][parameters] whether the pair has state
         self._all_reached = False
 
@@ -36,11 +38,16 @@ class Tables:
     ) -> list[Table]:
         """The tables of ``groups``, with state for every pair that ``grads`` ([K][parameters]) reaches.
 
-        State that is missing is allocated, with zeros; state follows its parameter to another layout or device.
-        ``before`` is called before anything of this changes.
+        State that is missing is allocated, with zeros; state follows its parameter to another layout or device, and so
+        do ``grads``. ``before`` is called before anything of this changes.
+
+        Raises:
+            RuntimeError: a parameter whose gradients or state are of another shape.
         """
         params = [p for group in groups for p in group["params"]]
         if not (self._are_of(groups, params, state, len(grads)) and self._cover(grads)):
+            fit_gradients(grads, params)
+            check_state(state, params)
             before()
             amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
             for i, p in enumerate(params):
@@ -50,6 +57,7 @@ class Tables:
             self._tables = build_tables(groups, state, len(grads), self._per_term)
             self._layout = layout(groups, params, len(grads))
             self._held = list(values_of(state))
+            self._sampled = addresses_of_one(state)
             names = [second_moments([k], self._per_term)[0] for k in range(len(grads))]
             self._reached = [[name in state.get(p, ()) for p in params] for name in names]
             self._all_reached = all(map(all, self._reached))
@@ -64,6 +72,7 @@ class Tables:
             same_number
             and self._layout == layout(groups, params, terms)
             and all(map(is_, values_of(state), self._held))
+            and self._sampled == addresses_of_one(state)
         )
 
     def _cover(self, grads: TermGradients) -> bool:
@@ -74,15 +83,32 @@ class Tables:
         return all(has for grad, has in pairs if grad is not None)
 
 
-def values_of(state: MutableMapping[Tensor, State]) -> Iterator[Tensor]:
-    """All tensors of an optimizer's state."""
+def values_of(state: MutableMapping[Tensor, State]) -> Iterator[Any]:
+    """All tensors of an optimizer's state, and what users have put beside them."""
     return chain.from_iterable(map(methodcaller("values"), state.values()))
+
+
+def addresses_of_one(state: MutableMapping[Tensor, State]) -> list[int]:
+    """Those of the first parameter's tensors. To look at all would take as long as the rest of a step; what gives the
+    tensors of a state other memory (``share_memory_``, a loop that moves them) does it to all."""
+    return [value.data_ptr() for value in next(iter(state.values()), {}).values() if isinstance(value, Tensor)]
+
+
+def check_state(state: MutableMapping[Tensor, State], params: list[Tensor]) -> None:
+    """Raises RuntimeError for a parameter that has another shape than its state."""
+    for i, p in enumerate(params):
+        for name in moments(state.get(p, {})):
+            if state[p][name].shape != p.shape:
+                raise RuntimeError(
+                    f"parameter {i} has shape {tuple(p.shape)}, its state {name} {tuple(state[p][name].shape)}; to "
+                    "begin with new state, `del optimizer.state[parameter]`"
+                )
 
 
 def layout(groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
     """What the tables depend on besides the state."""
     sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
-    return terms, sizes, [p.data_ptr() for p in params], [p.stride() for p in params]
+    return terms, sizes, [p.data_ptr() for p in params], [p.stride() for p in params], [p.numel() for p in params]
 
 
 def build_tables(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class PendingGradients:
 
     def __init__(self) -> None:
         self._by_term: dict[int, list[Tensor | None]] = {}
+        self._params: list[Tensor] = []
         self.losses: dict[int, Tensor] = {}
 
     def __bool__(self) -> bool:
@@ -27,10 +29,13 @@ class PendingGradients:
     def clear(self) -> None:
         """Drops all gradients."""
         self._by_term.clear()
+        self._params = []
         self.losses.clear()
 
-    def add(self, term: int, grads: list[Tensor | None], loss: Tensor | None = None) -> None:
-        """Makes ``grads`` (one entry per parameter) the term's, or adds them to what the term has already."""
+    def add(self, term: int, params: list[Tensor], grads: list[Tensor | None], loss: Tensor | None = None) -> None:
+        """Makes ``grads`` (one entry for each of ``params``) the term's, or adds them to what the term has already."""
+        self._check_params(params)
+        self._params = params
         if loss is not None:
             value = loss.detach().reshape(())
             self.losses[term] = self.losses[term] + value if term in self.losses else value
@@ -44,11 +49,24 @@ class PendingGradients:
             torch._foreach_add_([h for _, h, _ in both], [g for _, _, g in both])
         self._by_term[term] = [g if h is None else h for h, g in zip(held, grads, strict=True)]
 
-    def of(self, terms: int, params: int) -> TermGradients:
-        """``[terms][params]`` gradients, None where absent."""
-        none: list[Tensor | None] = [None] * params
+    def of(self, terms: int, params: Sequence[Tensor]) -> TermGradients:
+        """``[terms][params]`` gradients, None where absent.
+
+        Raises:
+            RuntimeError: the first of ``params`` are not those that the gradients were taken of.
+        """
+        self._check_params(params)
+        none: list[Tensor | None] = [None] * len(params)
         rows = [self._by_term.get(k, none) for k in range(terms)]
         return [row + none[len(row) :] for row in rows]
+
+    def _check_params(self, params: Sequence[Tensor]) -> None:
+        """Gradients are known by their parameters' positions."""
+        if len(self._params) > len(params) or not all(map(is_, self._params, params)):
+            raise RuntimeError(
+                "parameters have left the optimizer, or were exchanged, since backward() took their gradients; call "
+                "zero_grad(), then backward() again"
+            )
 
 
 def take_gradients(params: Sequence[Tensor], term: Term) -> list[Tensor | None]:
@@ -69,9 +87,33 @@ def take_gradients(params: Sequence[Tensor], term: Term) -> list[Tensor | None]:
         if grad.dtype != p.dtype or grad.device != p.device or grad.layout != torch.strided or grad.shape != p.shape:
             check_gradient(grad, p, i, term)
             grads[i] = dense_like(p, grad, arithmetic_type(p.dtype))
-        elif not in_same_order(grad, p):
+        elif grad.is_neg() or not in_same_order(grad, p):
             grads[i] = dense_like(p, grad, p.dtype)
     return grads
+
+
+def fit_gradients(grads: TermGradients, params: Sequence[Tensor]) -> None:
+    """Gives waiting gradients ([K][parameters]) the memory layout of parameters that have changed since.
+
+    Raises:
+        RuntimeError: parameters that have changed in more than that; nothing has changed.
+    """
+    for row in grads:
+        for i, (grad, p) in enumerate(zip(row, params, strict=True)):
+            if grad is None:
+                continue
+            fits = grad.shape == p.shape and grad.device == p.device
+            if not fits or grad.dtype not in (p.dtype, arithmetic_type(p.dtype)):
+                raise RuntimeError(
+                    f"parameter {i} has become {described(p)} since its gradient was taken, which is "
+                    f"{described(grad)}; call zero_grad(), then backward() again"
+                )
+            row[i] = dense_like(p, grad, grad.dtype)
+
+
+def described(tensor: Tensor) -> str:
+    """Its type, shape and device."""
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
 
 
 def in_same_order(a: Tensor, b: Tensor) -> bool:

@@ -32,7 +32,7 @@ class TermOptimizer(Optimizer):
         """Forgets the waiting gradients."""
         self._pending = PendingGradients()
         self._open_term: Term | None = None
-        self._combined: list[tuple[Tensor, Tensor]] = []  # parameters and what the last step left in their .grad
+        self._combined: list[tuple[Tensor, Tensor, int]] = []  # what the last step left in p.grad, and its version
 
     # -- terms ---------------------------------------------------------------------------------------------------------
 
@@ -53,11 +53,14 @@ class TermOptimizer(Optimizer):
 
         Raises:
             ValueError: a hyper-parameter out of its range; nothing has been added.
-            TypeError: parameters that are not real, dense and floating-point.
+            TypeError: parameters that are not real, dense and floating-point, none, or a set of them.
         """
         if isinstance(param_group, Mapping):
             self.hyperparameters.of({**self.defaults, **param_group})
-            params = param_group.get("params", ())
+            params = param_group.get("params")
+            if params is None or isinstance(params, set):
+                kind = "no 'params'" if params is None else "a set as its 'params', which has no order"
+                raise TypeError(f"the parameter group {list(param_group)} has {kind}; give it a list of parameters")
             param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
             for i, param in enumerate(param_group["params"]):
                 check_param(i, param[1] if isinstance(param, tuple) else param)
@@ -66,7 +69,9 @@ class TermOptimizer(Optimizer):
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 
-    def backward(self, losses: Losses, *, retain_graph: bool = False, inputs: Sequence[Tensor] | None = None) -> None:
+    def backward(
+        self, losses: Losses, *, retain_graph: bool = False, inputs: Tensor | Iterable[Tensor] | None = None
+    ) -> None:
         """Differentiates each loss term apart, one backward pass per term.
 
         Afterwards the gradients wait in the optimizer for :meth:`step`; ``p.grad`` is None. Called again before
@@ -83,6 +88,8 @@ class TermOptimizer(Optimizer):
             RuntimeError: from autograd, or a gradient that no step can use. All waiting gradients are then dropped, as
                 by :meth:`zero_grad`.
         """
+        if inputs is not None and not isinstance(inputs, Tensor):
+            inputs = tuple(inputs)  # for each term anew
         named = named_losses(losses, self.terms)
         terms = self._with_terms(named, so_far=False)
         self._clear_grads()
@@ -90,7 +97,7 @@ class TermOptimizer(Optimizer):
         try:
             for number, (term, loss) in enumerate(named.items(), start=1):
                 torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
-                self._pending.add(terms.index(term), take_gradients(self._params(), term), loss)
+                self._take(terms.index(term), term, loss)
         except BaseException:
             self.zero_grad()
             self._set_terms(known)
@@ -121,13 +128,18 @@ class TermOptimizer(Optimizer):
         self._open_term = name
         try:
             yield
-            self._pending.add(terms.index(name), take_gradients(self._params(), name), loss)
+            self._take(terms.index(name), name, loss)
             self._set_terms(terms)
         except BaseException:
             super().zero_grad(set_to_none=True)
             raise
         finally:
             self._open_term = None
+
+    def _take(self, position: int, term: Term, loss: Tensor | None) -> None:
+        """Moves what is in ``p.grad`` to the term's waiting gradients."""
+        params = self._params()
+        self._pending.add(position, params, take_gradients(params, term), loss)
 
     def _name_of(self, term: Term) -> Term:
         """The name behind what :meth:`term` was given."""
@@ -165,16 +177,16 @@ class TermOptimizer(Optimizer):
                 f"term {self._open_term!r} is being taken; leave its `with optimizer.term(...)` block first"
             )
         self._refuse_grads_of_no_term()
-        for p, left in self._combined:
+        for p, left, _ in self._combined:
             if p.grad is left:
                 p.grad = None
         self._combined = []
 
     def _refuse_grads_of_no_term(self) -> None:
         """Raises RuntimeError if there is anything in ``p.grad`` but what the last step left."""
-        left = {id(grad) for _, grad in self._combined}
+        left = {id(grad): version for _, grad, version in self._combined}
         for i, p in enumerate(self._params()):
-            if p.grad is not None and id(p.grad) not in left:
+            if p.grad is not None and left.get(id(p.grad)) != p.grad._version:
                 raise RuntimeError(
                     f"parameter {i} has a gradient in .grad that belongs to no term; call zero_grad() first, or make "
                     "that gradient inside `with optimizer.term(name):`"

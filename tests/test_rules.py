@@ -309,6 +309,15 @@ def test_gradnorm_stays_positive(scale: float) -> None:
     np.testing.assert_allclose(rule(*[gram_of(runs[0][0]), runs[0][1]]), gradnorm_steps(runs, 1.5, 0.025), rtol=1e-9)
 
 
+def test_gradnorm_survives_a_dot_product_that_overflows() -> None:
+    rule = GradNorm()
+    losses = torch.ones(2, dtype=torch.float64)
+    for largest in (torch.inf, 4.0):
+        weights = rule(torch.tensor([[largest, 0.0], [0.0, 1.0]], dtype=torch.float64), losses)
+        assert weights.tolist() == [1.0, 1.0]
+    assert rule(torch.eye(2, dtype=torch.float64), losses).isfinite().all()
+
+
 def test_gradnorm_gives_a_slow_term_more_weight() -> None:
     rule = GradNorm(lr=0.01)
     gram = torch.eye(2, dtype=torch.float64)

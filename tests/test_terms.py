@@ -97,7 +97,7 @@ def test_gradients_are_taken_without_a_copy() -> None:
         for p, g in zip(model.parameters(), grads, strict=True):
             p.grad = g
     assert all(p.grad is None for p in model.parameters())
-    taken = optimizer._pending.of(1, len(grads))[0]
+    taken = optimizer._pending.of(1, list(model.parameters()))[0]
     assert all(a is b for a, b in zip(taken, grads, strict=True))
 
 

@@ -261,3 +261,12 @@ def test_learned_weights_are_saved_with_their_terms() -> None:
     assert torch.equal(first(leaves()), second(leaves()))
     with pytest.raises(ValueError, match=r"the saved terms are \['a', 'b', 'c'\], the weighting's \['c', 'b', 'a'\]"):
         w.Uncertainty(TERMS[::-1]).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_initial_losses_are_summed_in_float32(dtype: torch.dtype) -> None:
+    weighting = w.InitialLoss(batches=1000).to(dtype)
+    for _ in range(1000):
+        total = weighting([torch.tensor(300.0, dtype=dtype), torch.tensor(300.0, dtype=dtype)])
+    assert weighting.to(dtype).sums.tolist() == [300_000.0] * 2
+    assert total.item() == 2.0

@@ -20,7 +20,8 @@ class GradNorm(Rule):
     value, over the mean of these ratios), the weights w_k descend the sum of ``|G_k - mean(G) r_k**alpha|``, the
     targets held fixed, and are scaled so that their sum stays the number of terms. The network's step uses the weights
     of before this descent. Slow terms gain weight. Losses below 1e-12 count as 1e-12; weights are at least 1e-3 before
-    they are scaled. A term that is absent, or whose gradient is zero, takes no part in the step's balance.
+    they are scaled. A term that is absent, or whose gradient is zero or not finite, takes no part in the step's
+    balance.
 
     Args:
         alpha: how strongly to pull the rates together.
@@ -48,7 +49,7 @@ class GradNorm(Rule):
         norms = gram.diagonal().sqrt()
         rates = self._progress.inverse_rates(losses)
         weights = extended(self._weights, norms, 1.0).clone()
-        heard = (norms > 0) & losses.isfinite()
+        heard = (norms > 0) & norms.isfinite() & losses.isfinite()
         count = heard.sum().clamp(min=1)
         sizes = weights * norms
         targets = torch.where(heard, sizes, 0.0).sum() / count * rates**self.alpha

@@ -143,9 +143,10 @@ class InitialLoss(Weighting):
         if not new:
             return self.sums.to(like.device), self.counts.to(like.device)
         given = [0.0] * len(new) if self.values is None else weights_of(self.values, new, name="values")
-        sums = [like.new_full((1,), value) for value in given]
+        dtype = torch.promote_types(torch.promote_types(like.dtype, torch.float32), self.sums.dtype)
+        sums = torch.tensor(given, dtype=dtype, device=like.device)
         counts = self.counts.new_full((len(new),), 0 if self.values is None else self.batches, device=like.device)
-        return torch.cat([self.sums.to(like), *sums]), torch.cat([self.counts.to(like.device), counts])
+        return torch.cat([self.sums.to(sums), sums]), torch.cat([self.counts.to(like.device), counts])
 
     def _check(self, values: Tensor, terms: tuple[Term, ...], counts: Tensor) -> None:
         """Raises ValueError for a loss that is needed as a divisor and cannot be one, where that is free to see."""
@@ -154,6 +155,13 @@ class InitialLoss(Weighting):
             needed = [i for i, count in enumerate(counts.tolist()) if count < enough]
             if needed:
                 check_values(pick(values, needed), [terms[i] for i in needed], smallest(values), POSITIVE)
+
+    def _apply(self, *arguments: Any, **options: Any) -> "InitialLoss":
+        """Keeps the type of the sums when the module's is changed: a sum soon has too many digits for 16 bits."""
+        sums = self.sums
+        super()._apply(*arguments, **options)
+        self.sums = sums.to(self.sums.device)
+        return self
 
     def get_extra_state(self) -> dict[str, Any]:
         """The terms that ``sums`` and ``counts`` belong to."""
