@@ -34,7 +34,7 @@ USUAL_ARCHITECTURES = ["80", "90", "100"]
 
 
 def say(text: str) -> None:
-    """Prints where pip shows it."""
+    """Prints where `pip -v` shows it, and pip itself if the installation fails."""
     print(f"mtadam_fused: {text}", file=sys.stderr)
 
 
@@ -131,6 +131,7 @@ native = Extension(
     sources=["csrc/bindings.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))],
     depends=sorted(str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").rglob(pattern)),
     include_dirs=[pybind11.get_include()],
+    optional=True,  # else an editable install looks for what could not be built
 )
 
 setup(ext_modules=[native], cmdclass={"build_ext": BuildNative})

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from demo_cost import Cost
 from demo_training import Run
+from scipy.stats import t as student
 
 Runs = dict[tuple[str, float], list[Run]]  # by a strategy's name and a learning rate: one run a seed
 
 NOTE = "Accuracies in per cent: on test images, mean ± standard deviation; on validation images, mean at each lr."
-SURE = 2.0  # a mean difference of more standard errors than this counts as one
+CHANCE = 0.05  # a mean difference that chance makes more rarely than this counts as one: Student's test, paired by seed
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def standard_error(ours: list[float], theirs: list[float]) -> float:
 def compare(ours: list[float], theirs: list[float]) -> str:
     """The verb of a comparison by mean accuracy; one seed says nothing about chance, so there any difference counts."""
     gain = float(np.mean(ours) - np.mean(theirs))
-    if gain == 0 or abs(gain) <= SURE * standard_error(ours, theirs):
+    errors = float(student.isf(CHANCE / 2, len(ours) - 1)) if len(ours) > 1 else 0.0
+    if gain == 0 or abs(gain) <= errors * standard_error(ours, theirs):
         return "cannot be told from"
     return "beats" if gain > 0 else "falls short of"
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
+import pytest
 import torch
 
 Run = Callable[[], object]
@@ -162,6 +163,8 @@ class CudaDevice:
 
 def device_of(name: str, compile_seconds: int) -> Device:
     """The device called "cpu", "cuda", or "auto": the GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no CUDA device; use --device cpu")
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return CudaDevice(compile_seconds)
     return CpuDevice(compile_seconds)

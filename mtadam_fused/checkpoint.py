@@ -28,9 +28,10 @@ def count_terms(saved: Mapping[Any, Mapping[str, Any]]) -> int:
     return 1 + max((term for state in saved.values() for _, term in moments(state).values()), default=-1)
 
 
-def check_saved(saved: Mapping[str, Any], param: Tensor, position: int, per_term: bool) -> None:
+def check_saved(saved: Mapping[str, Any], param: Tensor, position: int, terms: int, per_term: bool) -> None:
     """Raises ValueError unless ``saved`` can be the state of ``param``, with second moments ``per_term`` or not."""
-    for name, (kind, term) in moments(saved).items():
+    kinds = moments(saved)
+    for name, (kind, term) in kinds.items():
         value = saved[name]
         if not isinstance(value, Tensor) or value.shape != param.shape:
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
@@ -43,8 +44,24 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, position: int, per_term
                 f"the saved state of parameter {position} has {name}, of an optimizer with a second moment "
                 f"{'for all terms' if per_term else 'per term'}; load the state of the same optimizer"
             )
+        if value.is_complex() or term >= terms:
+            raise ValueError(
+                f"the saved {name} of parameter {position} is {value.dtype}, and there are {terms} terms; it must be "
+                "real, and of one of these"
+            )
     if saved and "step" not in saved:
         raise ValueError(f"the saved state of parameter {position} has no 'step' ({list(saved)}); it is not Adam's")
+    if saved and "exp_avg" not in {kind for kind, _ in kinds.values()}:
+        raise ValueError(f"the saved state of parameter {position} has no 'exp_avg' ({list(saved)}); it is not whole")
+    step = saved.get("step", 0)
+    if not (isinstance(step, (int, float)) or (isinstance(step, Tensor) and step.numel() == 1)):
+        raise ValueError(f"the saved step of parameter {position} is {step!r}; it must be a number")
+    norms = saved.get("norms", torch.empty(0))
+    if per_term and not (isinstance(norms, Tensor) and norms.dim() == 1 and len(norms) <= terms):
+        raise ValueError(
+            f"the saved norms of parameter {position} are {norms!r}; they must be a tensor with one for each of the "
+            f"{terms} terms"
+        )
 
 
 def restore(saved: Mapping[str, Any], param: Tensor, terms: int, per_term: bool) -> State:
@@ -57,7 +74,7 @@ def restore(saved: Mapping[str, Any], param: Tensor, terms: int, per_term: bool)
         return {}
     dtype = arithmetic_type(param.dtype)
     published = "exp_avg0" in saved
-    step = torch.as_tensor(saved["step"], dtype=torch.float32, device=param.device).clone()
+    step = torch.as_tensor(saved["step"], dtype=torch.float32, device=param.device).reshape(()).clone()
     state: State = {"step": step - 1 if published else step}
     if per_term:
         norms = state["norms"] = torch.full((terms,), math.nan, dtype=dtype, device=param.device)

@@ -124,9 +124,10 @@ class CombinedAdam(FusedOptimizer):
 
     def _update(self, works: Sequence[Work]) -> None:
         weights = self.rule(self._gram(works), self._losses(works[0].table.device))
-        if weights.shape != (len(self.terms),):
+        if not isinstance(weights, Tensor) or weights.shape != (len(self.terms),):
+            given = f"of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r}"
             raise ValueError(
-                f"{self.rule!r} gave weights of shape {tuple(weights.shape)}; it must give one for each of the "
+                f"{self.rule!r} gave weights {given}; it must give a tensor with one for each of the "
                 f"{len(self.terms)} terms"
             )
         self._weights = weights

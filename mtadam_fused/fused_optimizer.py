@@ -142,9 +142,11 @@ class FusedOptimizer(TermOptimizer):
         for group in saved_groups:
             self.hyperparameters.of({**self.defaults, **group})
         positions = [i for group in saved_groups for i in group["params"]]
+        names = saved_groups[0].get("terms")
+        terms = count_terms(state_dict["state"]) if names is None else len(names)
         if len(positions) == len(params):  # else torch refuses
             for param, i in zip(params, positions, strict=True):
-                check_saved(state_dict["state"].get(i, {}), param, i, self.per_term)
+                check_saved(state_dict["state"].get(i, {}), param, i, terms, self.per_term)
         wrapped = {i: Saved(state) for i, state in state_dict["state"].items()}
         super().load_state_dict({**state_dict, "state": wrapped})
 

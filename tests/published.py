@@ -1,7 +1,7 @@
 """The published MTAdam, written anew as the loop that it is: a second oracle, and the slow peer of the benchmarks.
 
 Term by term and parameter by parameter, with one first moment per term, a host decision on every norm, and the step
-made after the last term. What the published code gets wrong off this path (see the README) is left out.
+made after the last term. What the published code gets wrong off this path is left out.
 """
 
 import math

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-from devices import CpuDevice, CudaDevice, Sample
+from devices import CpuDevice, CudaDevice, Sample, device_of
 from measure import QUICK, Failure, Times
 from records import Record, load, make_records
 from report import write
@@ -204,3 +204,9 @@ def test_peak_memory_is_seen() -> None:
     if peak is None:
         pytest.skip("this system does not let a process reset its peak memory")
     assert 0.9 * 80e6 < peak < 1.2 * 80e6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(pytest.UsageError, match="torch sees no CUDA device; use --device cpu"):
+        device_of("cuda", compile_seconds=1)

@@ -180,6 +180,22 @@ def test_state_of_another_model_changes_nothing(backend: str) -> None:
     bad = copy.deepcopy(good)
     del bad["state"][1]["step"]
     refuse(bad, "the saved state of parameter 1 has no 'step'")
+    faults = {
+        "step": (None, torch.zeros(3)),
+        "norms": (None, torch.zeros(9), torch.zeros(())),
+        "exp_avg_sq0": (None, torch.zeros(300, dtype=torch.complex64)),
+    }
+    for name, values in faults.items():
+        for value in values:
+            bad = copy.deepcopy(good)
+            bad["state"][1][name] = value
+            refuse(bad, f"the saved {name} of parameter 1")
+    bad = copy.deepcopy(good)
+    bad["param_groups"][0]["terms"] = bad["param_groups"][0]["terms"][:1]
+    refuse(bad, "there are 1 terms|one for each of the 1 terms")
+    bad = copy.deepcopy(good)
+    del bad["state"][1]["exp_avg"]
+    refuse(bad, "the saved state of parameter 1 has no 'exp_avg'")
     bad = copy.deepcopy(good)
     bad["param_groups"][0]["lr"] = -1.0
     refuse(bad, "lr is -1.0")

@@ -306,7 +306,11 @@ def test_state_is_adams(backend: str) -> None:
         (lambda p: GradNorm(alpha=-1.0), ValueError, "alpha is -1.0"),
         (lambda p: GradNorm(lr=float("nan")), ValueError, "lr is nan"),
         (lambda p: GradientNormalization(alpha=float("inf")), ValueError, "alpha is inf"),
-        (lambda p: PCGrad(seed=-1), ValueError, "seed is -1; it must be at least 0"),
+        (lambda p: PCGrad(seed=-1), ValueError, "seed is -1; it must be a whole number of at least 0"),
+        (lambda p: PCGrad(seed=1.5), ValueError, "seed is 1.5"),  # type: ignore[arg-type]
+        (lambda p: PCGrad(seed="a"), ValueError, "seed is 'a'"),  # type: ignore[arg-type]
+        (lambda p: CombinedAdam([{"param": [nn.Parameter(p)]}], PCGrad()), TypeError, "has no 'params'"),
+        (lambda p: CombinedAdam([{"params": {nn.Parameter(p)}}], PCGrad()), TypeError, "no order"),
         (lambda p: PCGrad("median"), ValueError, "reduction is 'median'; it must be one of sum, mean"),
         (lambda p: MGDA("l3"), ValueError, "normalization is 'l3'; it must be one of none, l2, loss, loss+"),
         (lambda p: FixedWeights([1.0, float("nan")]), ValueError, r"weights\[1\] is nan"),
@@ -317,14 +321,28 @@ def test_bad_arguments(make: Callable[[Tensor], object], error: type[Exception],
         make(torch.ones(2))
 
 
+def test_gradnorm_takes_a_single_parameter() -> None:
+    p = nn.Parameter(torch.ones(2, 2))
+    assert GradNorm(parameters=p).parameters == [p]
+
+
 def test_errors_change_nothing(backend: str) -> None:
     class OneWeight(Rule):
         def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
             return gram.new_ones(1)
 
+    class Listing(Rule):
+        def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+            return [1.0, 2.0]  # type: ignore[return-value]
+
     p = nn.Parameter(torch.ones(3))
     for rule, error, message in (
-        (OneWeight(), ValueError, r"gave weights of shape \(1,\); it must give one for each of the 2 terms"),
+        (
+            OneWeight(),
+            ValueError,
+            r"gave weights of shape \(1,\); it must give .* each of the 2 terms",
+        ),
+        (Listing(), ValueError, r"gave weights \[1.0, 2.0\]; it must give a tensor"),
         (GradNorm(), RuntimeError, "needs the loss of term 'b'; pass it, as in"),
         (FixedWeights([1.0, 2.0, 3.0]), ValueError, "weights has 3 weights for 2 terms"),
     ):

@@ -30,9 +30,8 @@ def or_in_sources(remedy: str) -> str:
     sources = Path(__file__).parents[2]
     if not (sources / "setup.py").exists():
         return remedy
-    return (
-        f"Python took the sources in {sources}; start it in another folder if mtadam_fused is installed, else {remedy}"
-    )
+    taken = f"Python took the sources in {sources}; start it in another folder if mtadam_fused is installed elsewhere"
+    return f"{taken}, else {remedy}"
 
 
 def packed(work: Work) -> tuple[bool, Any]:

@@ -34,11 +34,15 @@ class GradNorm(Rule):
 
     needs_losses = True
 
-    def __init__(self, alpha: float = 1.5, lr: float = 0.025, parameters: Iterable[Tensor] | None = None) -> None:
+    def __init__(
+        self, alpha: float = 1.5, lr: float = 0.025, parameters: Tensor | Iterable[Tensor] | None = None
+    ) -> None:
         check_not_negative("alpha", alpha)
         check_not_negative("lr", lr)
         self.alpha = alpha
         self.lr = lr
+        if isinstance(parameters, Tensor):
+            parameters = [parameters]
         self.parameters = None if parameters is None else list(parameters)
         if self.parameters == []:
             raise ValueError("parameters is empty; pass those of a shared layer, or None for all shared ones")

@@ -1,6 +1,7 @@
 """PCGrad."""
 
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 import torch
@@ -30,9 +31,9 @@ class PCGrad(Rule):
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(REDUCTIONS)}")
         self.reduction = reduction
-        if seed is not None and not 0 <= seed < 2**62:
-            raise ValueError(f"seed is {seed!r}; it must be at least 0 and below 2**62")
-        self.seed = int(torch.randint(2**62, ())) if seed is None else seed
+        if seed is not None and (not hasattr(seed, "__index__") or not 0 <= index(seed) < 2**62):
+            raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0 and below 2**62")
+        self.seed = int(torch.randint(2**62, ())) if seed is None else index(seed)
         self._step = torch.zeros((), dtype=torch.int64)
 
     def orders(self, terms: int) -> Tensor:
