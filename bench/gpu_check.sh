@@ -59,8 +59,8 @@ test_backend triton triton &
 wait
 set +m
 left=$((end - 80 - SECONDS))  # all but what the sanitizer should have
-when_cut=cut run benchmarks "$left" python3 -m pytest bench --device cuda --seconds 1 --within $((left - 30)) --compile-seconds 50 \
-  --record "$out" --show-capture=no --tb=short --benchmark-columns=min,median,iqr,rounds
+when_cut=cut run benchmarks "$left" python3 -m pytest bench --device cuda --seconds 1 --within $((left - 30)) \
+  --compile-seconds 50 --record "$out" --show-capture=no --tb=short --benchmark-columns=min,median,iqr,rounds
 if timeout --kill-after=5 20 compute-sanitizer --error-exitcode 1 python3 -c "$context" >"$out/sanitizer.log" 2>&1; then
   sanitize memcheck --report-api-errors no  # libraries provoke some on purpose
   sanitize racecheck

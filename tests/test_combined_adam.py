@@ -340,7 +340,7 @@ def test_errors_change_nothing(backend: str) -> None:
         (
             OneWeight(),
             ValueError,
-            r"gave weights of shape \(1,\); it must give .* each of the 2 terms",
+            r"gave weights of shape \(1,\); it must give a tensor with one for each of the 2 terms",
         ),
         (Listing(), ValueError, r"gave weights \[1.0, 2.0\]; it must give a tensor"),
         (GradNorm(), RuntimeError, "needs the loss of term 'b'; pass it, as in"),

@@ -42,23 +42,24 @@ template <class C, int64_t kAddresses>
 struct Slice {
   using Arithmetic = C;
 
-  int64_t terms, moments, first, count, rows, first_chunk, chunks;  // all chunks of the step
-  const Row* row;                                                   // [rows]
-  const Group* group;                                               // [groups]
-  const double* weight;                                             // [groups, terms]
-  const int64_t* second;                                            // [moments, rows] addresses
-  const int64_t* maximum;                                           // [moments, rows] addresses
-  const int64_t* chunk_start;                                       // [rows + 1] the number of each row's first chunk
-  const Chunk* chunk;                                               // [chunks]
-  C* partial;               // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
-  StepFactors<C>* factors;  // [rows]
-  const int32_t* order;     // [2 * chunks] for mtadam_step
-  unsigned* queue;          // [1 + rows] for mtadam_step, zeros before it and after
-  float* steps;             // [rows] steps taken
-  C* norm;                  // [rows, terms]
-  C* running;               // [rows, terms]
-  C* scale;                 // [rows, terms]
-  double* gram;             // [rows, terms, terms]
+  int64_t terms, moments, first, count, rows, first_chunk;
+  int64_t chunks;              // of the whole step
+  const Row* row;              // [rows]
+  const Group* group;          // [groups]
+  const double* weight;        // [groups, terms]
+  const int64_t* second;       // [moments, rows] addresses
+  const int64_t* maximum;      // [moments, rows] addresses
+  const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
+  const Chunk* chunk;          // [chunks]
+  C* partial;                  // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
+  StepFactors<C>* factors;     // [rows]
+  const int32_t* order;        // [2 * chunks] for mtadam_step
+  unsigned* queue;             // [1 + rows] for mtadam_step, zeros before it and after
+  float* steps;                // [rows] steps taken
+  C* norm;                     // [rows, terms]
+  C* running;                  // [rows, terms]
+  C* scale;                    // [rows, terms]
+  double* gram;                // [rows, terms, terms]
   bool wants_combined;
   // [terms, count] addresses of gradients, 0 where absent, with a row's flags in that of the first term; then, where
   // wanted, [count] addresses for the combined gradients.
