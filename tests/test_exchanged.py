@@ -107,10 +107,11 @@ def test_parameters_that_leave_or_are_exchanged_after_backward(backend: str) -> 
 def test_gradients_with_the_negative_bit(backend: str) -> None:
     p = nn.Parameter(torch.ones(6))
     optimizer = MTAdam([p], lr=0.5, betas=(0.0, 0.0, 0.0), backend=backend)
-    with optimizer.term(0):
-        p.grad = torch._neg_view(torch.full((6,), 2.0))
-    optimizer.step()
-    torch.testing.assert_close(p.detach(), torch.full((6,), 1.5))
+    for after in (1.5, 2.0):  # the second step has its tables already
+        with optimizer.term(0):
+            p.grad = torch._neg_view(torch.full((6,), 2.0))
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.full((6,), after))
 
 
 def test_what_users_keep_in_the_state_is_left_alone(backend: str) -> None:

@@ -143,10 +143,9 @@ class InitialLoss(Weighting):
         if not new:
             return self.sums.to(like.device), self.counts.to(like.device)
         given = [0.0] * len(new) if self.values is None else weights_of(self.values, new, name="values")
-        dtype = torch.promote_types(torch.promote_types(like.dtype, torch.float32), self.sums.dtype)
-        sums = torch.tensor(given, dtype=dtype, device=like.device)
+        sums = [like.new_full((1,), value) for value in given]
         counts = self.counts.new_full((len(new),), 0 if self.values is None else self.batches, device=like.device)
-        return torch.cat([self.sums.to(sums), sums]), torch.cat([self.counts.to(like.device), counts])
+        return torch.cat([self.sums.to(like), *sums]), torch.cat([self.counts.to(like.device), counts])
 
     def _check(self, values: Tensor, terms: tuple[Term, ...], counts: Tensor) -> None:
         """Raises ValueError for a loss that is needed as a divisor and cannot be one, where that is free to see."""
