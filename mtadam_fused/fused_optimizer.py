@@ -139,14 +139,14 @@ class FusedOptimizer(TermOptimizer):
         """
         params = self._params()
         saved_groups = state_dict["param_groups"]
-        for group in saved_groups:
-            self.hyperparameters.of({**self.defaults, **group})
         positions = [i for group in saved_groups for i in group["params"]]
         names = saved_groups[0].get("terms")
         terms = count_terms(state_dict["state"]) if names is None else len(names)
         if len(positions) == len(params):  # else torch refuses
             for param, i in zip(params, positions, strict=True):
                 check_saved(state_dict["state"].get(i, {}), param, i, terms, self.per_term)
+        for group in saved_groups:  # after the state, which tells better what is wrong where it is another optimizer's
+            self.hyperparameters.of({**self.defaults, **group})
         wrapped = {i: Saved(state) for i, state in state_dict["state"].items()}
         super().load_state_dict({**state_dict, "state": wrapped})
 

@@ -206,6 +206,14 @@ def test_groups_override_everything_and_schedulers_work(backend: str) -> None:
     assert optimizer.term_scales()["y"].tolist() == [1.0, 3.0]
 
 
+def test_learning_rate_in_a_tensor_of_any_shape(backend: str) -> None:
+    p = nn.Parameter(torch.tensor(1.0))
+    optimizer = MTAdam([p], lr=torch.tensor([[0.25]]), backend=backend)
+    optimizer.backward([3 * p])
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.tensor(0.75))
+
+
 def test_param_group_added_between_backward_and_step(backend: str) -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = MTAdam([a], backend=backend)

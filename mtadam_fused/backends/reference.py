@@ -91,7 +91,7 @@ def adam_arguments(work: Work, row: int) -> dict[str, Any]:
     """The hyper-parameters of a row, as the updates of ``mtadam_fused.reference`` take them."""
     group = work.groups[work.table.groups[row]]
     return {
-        "lr": group.lr,
+        "lr": group.lr.reshape(()) if isinstance(group.lr, Tensor) else group.lr,
         "beta1": group.betas[0],
         "beta2": group.betas[1],
         "eps": group.eps,
