@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from .fused_optimizer import FusedOptimizer
 from .hyperparameters import Hyperparameters, Term
 from .rules import Rule
 from .table import TermGradients, Work
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class CombinedAdam(FusedOptimizer):
@@ -49,11 +52,16 @@ class CombinedAdam(FusedOptimizer):
             waiting for the device.
         backend: "auto" (the best for each device), "cuda", "triton" (for GPUs where the CUDA kernels are not built; on
             the CPU in its interpreter, where TRITON_INTERPRET=1 is set), "cpu" or "reference".
+        process_group: average each term's gradients over the processes of this group, as from
+            ``torch.distributed.group.WORLD``. All processes must give the same terms, which reach the same parameters,
+            in the same order. Under DistributedDataParallel run forward and backward passes in its ``no_sync()``.
+            Default: no averaging.
 
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among
             ``params``.
-        TypeError: parameters that are not dense and real, or a rule that is none.
+        TypeError: parameters that are not dense and real, a rule that is none, or a ``process_group`` that this process
+            is not in.
         RuntimeError: the backend asked for cannot serve the parameters here.
     """
 
@@ -75,6 +83,7 @@ class CombinedAdam(FusedOptimizer):
         keep_combined_grad: bool = False,
         check_finite: bool = False,
         backend: str = "auto",
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         if not isinstance(rule, Rule):
             raise TypeError(f"rule is {rule!r}; it must be an object of mtadam_fused.rules, such as PCGrad()")
@@ -90,7 +99,12 @@ class CombinedAdam(FusedOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(
-            params, defaults, keep_combined_grad=keep_combined_grad, check_finite=check_finite, backend=backend
+            params,
+            defaults,
+            keep_combined_grad=keep_combined_grad,
+            check_finite=check_finite,
+            backend=backend,
+            process_group=process_group,
         )
         known = set(map(id, self._params()))
         for i, p in enumerate(rule.parameters or ()):
@@ -130,6 +144,8 @@ class CombinedAdam(FusedOptimizer):
                 f"{self.rule!r} gave weights {given}; it must give a tensor with one for each of the "
                 f"{len(self.terms)} terms"
             )
+        if self._averaging is not None:
+            weights = self._averaging.agreed(weights)  # a rule may draw random numbers
         self._weights = weights
         for work in works:
             work.table.scales.copy_(weights.expand_as(work.table.scales), non_blocking=True)
@@ -167,6 +183,8 @@ class CombinedAdam(FusedOptimizer):
         if self.rule.needs_losses:
             for k, loss in self._pending.losses.items():
                 losses[k] = loss
+            if self._averaging is not None:
+                losses = self._averaging.averaged(losses)
         return losses
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------

@@ -21,14 +21,20 @@ class FusedOptimizer(TermOptimizer):
     per_term: ClassVar[bool]  # whether each term has running norms and a second moment of its own
 
     def __init__(
-        self, params: Any, defaults: dict[str, Any], *, keep_combined_grad: bool, check_finite: bool, backend: str
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        keep_combined_grad: bool,
+        check_finite: bool,
+        backend: str,
+        process_group: Any,
     ) -> None:
         self.keep_combined_grad = keep_combined_grad
         self.check_finite = check_finite
         self.backend = backend
         self.hyperparameters.of(defaults)
-        super().__init__(params, defaults)
-        self._reset()
+        super().__init__(params, defaults, process_group)
 
     def _reset(self) -> None:
         """Forgets the waiting gradients and all that is derived from groups and state."""
@@ -153,7 +159,7 @@ class FusedOptimizer(TermOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: all but the gradients that wait for a step."""
         return super().__getstate__() | {
-            name: getattr(self, name) for name in ("keep_combined_grad", "check_finite", "backend")
+            name: getattr(self, name) for name in ("keep_combined_grad", "check_finite", "backend", "_averaging")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from .fused_optimizer import FusedOptimizer
 from .hyperparameters import BalancedHyperparameters, Hyperparameters, Term, TermWeights, weights_of
 from .table import Work
 from .term_gradients import PendingGradients
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MTAdam(FusedOptimizer):
@@ -51,10 +54,14 @@ class MTAdam(FusedOptimizer):
             waiting for the device.
         backend: "auto" (the best for each device), "cuda", "triton" (for GPUs where the CUDA kernels are not built; on
             the CPU in its interpreter, where TRITON_INTERPRET=1 is set), "cpu" or "reference".
+        process_group: average each term's gradients over the processes of this group, as from
+            ``torch.distributed.group.WORLD``. All processes must give the same terms, which reach the same parameters,
+            in the same order. Under DistributedDataParallel run forward and backward passes in its ``no_sync()``.
+            Default: no averaging.
 
     Raises:
         ValueError: a hyper-parameter out of its range, or no such backend.
-        TypeError: parameters that are not dense and real.
+        TypeError: parameters that are not dense and real, or a ``process_group`` that this process is not in.
         RuntimeError: the backend asked for cannot serve the parameters here.
     """
 
@@ -77,6 +84,7 @@ class MTAdam(FusedOptimizer):
         keep_combined_grad: bool = False,
         check_finite: bool = False,
         backend: str = "auto",
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -90,7 +98,12 @@ class MTAdam(FusedOptimizer):
             "norm_init": norm_init,
         }
         super().__init__(
-            params, defaults, keep_combined_grad=keep_combined_grad, check_finite=check_finite, backend=backend
+            params,
+            defaults,
+            keep_combined_grad=keep_combined_grad,
+            check_finite=check_finite,
+            backend=backend,
+            process_group=process_group,
         )
 
     def _check_terms(self, terms: Sequence[Term], *, so_far: bool) -> None:

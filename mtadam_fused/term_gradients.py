@@ -7,6 +7,7 @@ from operator import is_
 import torch
 from torch import Tensor
 
+from .averaging import Averaging
 from .hyperparameters import Term
 from .reference import arithmetic_type
 from .table import TermGradients, dense_like
@@ -16,9 +17,13 @@ class PendingGradients:
     """Gradients captured since the last step: for each term, one entry per parameter of the optimizer.
 
     ``losses`` has the values of the terms' losses, as far as they were told; like gradients they add up.
+
+    Args:
+        averaging: averages the gradients over processes, from when they are added until they are wanted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, averaging: Averaging | None = None) -> None:
+        self._averaging = averaging
         self._by_term: dict[int, list[Tensor | None]] = {}
         self._params: list[Tensor] = []
         self.losses: dict[int, Tensor] = {}
@@ -28,6 +33,7 @@ class PendingGradients:
 
     def clear(self) -> None:
         """Drops all gradients."""
+        self._wait()
         self._by_term.clear()
         self._params = []
         self.losses.clear()
@@ -39,15 +45,12 @@ class PendingGradients:
         if loss is not None:
             value = loss.detach().reshape(())
             self.losses[term] = self.losses[term] + value if term in self.losses else value
-        held = self._by_term.get(term)
-        if held is None:
-            self._by_term[term] = grads
-            return
-        held += [None] * (len(grads) - len(held))  # parameters added since
-        both = [(i, h, g) for i, (h, g) in enumerate(zip(held, grads, strict=True)) if h is not None and g is not None]
-        if both:
-            torch._foreach_add_([h for _, h, _ in both], [g for _, _, g in both])
-        self._by_term[term] = [g if h is None else h for h, g in zip(held, grads, strict=True)]
+        if (held := self._by_term.get(term)) is not None:
+            self._wait()
+            grads = added(held, grads)
+        self._by_term[term] = grads
+        if self._averaging is not None:
+            self._averaging.start(grads)  # of those held too: averages of averages are the same
 
     def of(self, terms: int, params: Sequence[Tensor]) -> TermGradients:
         """``[terms][params]`` gradients, None where absent.
@@ -56,9 +59,15 @@ class PendingGradients:
             RuntimeError: the first of ``params`` are not those that the gradients were taken of.
         """
         self._check_params(params)
+        self._wait()
         none: list[Tensor | None] = [None] * len(params)
         rows = [self._by_term.get(k, none) for k in range(terms)]
         return [row + none[len(row) :] for row in rows]
+
+    def _wait(self) -> None:
+        """For averages that are under way."""
+        if self._averaging is not None:
+            self._averaging.wait()
 
     def _check_params(self, params: Sequence[Tensor]) -> None:
         """Gradients are known by their parameters' positions."""
@@ -67,6 +76,15 @@ class PendingGradients:
                 "parameters have left the optimizer, or were exchanged, since backward() took their gradients; call "
                 "zero_grad(), then backward() again"
             )
+
+
+def added(held: list[Tensor | None], grads: list[Tensor | None]) -> list[Tensor | None]:
+    """The sums of two gradients of each parameter, in the memory of ``held`` where that has one."""
+    held = held + [None] * (len(grads) - len(held))  # parameters added since
+    both = [(h, g) for h, g in zip(held, grads, strict=True) if h is not None and g is not None]
+    if both:
+        torch._foreach_add_([h for h, _ in both], [g for _, g in both])
+    return [g if h is None else h for h, g in zip(held, grads, strict=True)]
 
 
 def take_gradients(params: Sequence[Tensor], term: Term) -> list[Tensor | None]:

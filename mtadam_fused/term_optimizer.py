@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .averaging import Averaging
 from .hyperparameters import Hyperparameters, Term
 from .losses import Losses, check_loss, check_term, named_losses
 from .table import STORAGE_TYPES
@@ -24,13 +25,14 @@ class TermOptimizer(Optimizer):
 
     hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Any, defaults: dict[str, Any], process_group: Any) -> None:
+        self._averaging = None if process_group is None else Averaging(process_group)
         super().__init__(params, defaults)
         self._reset()
 
     def _reset(self) -> None:
         """Forgets the waiting gradients."""
-        self._pending = PendingGradients()
+        self._pending = PendingGradients(self._averaging)
         self._open_term: Term | None = None
         self._combined: list[tuple[Tensor, Tensor, int]] = []  # what the last step left in p.grad, and its version
 
@@ -139,7 +141,10 @@ class TermOptimizer(Optimizer):
     def _take(self, position: int, term: Term, loss: Tensor | None) -> None:
         """Moves what is in ``p.grad`` to the term's waiting gradients."""
         params = self._params()
-        self._pending.add(position, params, take_gradients(params, term), loss)
+        grads = take_gradients(params, term)
+        if self._averaging is not None:
+            self._averaging.check(term, grads)
+        self._pending.add(position, params, grads, loss)
 
     def _name_of(self, term: Term) -> Term:
         """The name behind what :meth:`term` was given."""

@@ -133,8 +133,8 @@ def test_report() -> None:
 def test_layers_import_downwards_only() -> None:
     """kernels know no Python, `reference` imports only torch, nothing imports upward."""
     package = Path(sys.modules["mtadam_fused"].__file__ or "").parent
-    order = ["reference", "hyperparameters", "losses", "weighting", "table", "term_gradients", "tables", "backends"]
-    order += ["checkpoint", "term_optimizer", "fused_optimizer", "rules", "combined_adam", "mtadam"]
+    order = ["reference", "hyperparameters", "losses", "weighting", "averaging", "table", "term_gradients", "tables"]
+    order += ["backends", "checkpoint", "term_optimizer", "fused_optimizer", "rules", "combined_adam", "mtadam"]
     order += ["__init__", "__main__"]
     modules = [path.relative_to(package) for path in package.rglob("*.py")]
     assert {path.parts[0].removesuffix(".py") for path in modules} == set(order)

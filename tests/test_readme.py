@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import torch
+from documentation import README, python_blocks
 from readme import with_records
 from torch import nn
 
@@ -12,12 +13,12 @@ import mtadam_fused
 from mtadam_fused import rules, weighting
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 
 
 def test_python_blocks_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    *blocks, in_processes = sorted(python_blocks(), key=lambda block: "no_sync" in block)  # test_ddp.py runs that one
     assert len(blocks) == 5
+    assert "DistributedDataParallel" in in_processes
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
     names: dict = {"torch": torch, "model": model, "loader": [torch.randn(5, 3)], "MTAdam": mtadam_fused.MTAdam}

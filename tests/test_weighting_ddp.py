@@ -1,11 +1,10 @@
 """Weightings inside what DistributedDataParallel wraps: two processes agree on what was learned and measured."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_both
 
 # Each process has losses of its own; prints what the weighting inside, or outside, of DDP has come to.
 TRAIN = """
@@ -25,10 +24,10 @@ class Wrapped(nn.Module):
         losses = dict(zip("ab", (self.scale * x).square()))
         return self.uncertainty(losses) + self.initial(losses)
 
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+place, rank, meeting = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
 model = Wrapped()
-network = nn.parallel.DistributedDataParallel(model) if sys.argv[3] == "inside" else model
+network = nn.parallel.DistributedDataParallel(model) if place == "inside" else model
 optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
 for _ in range(3):
     optimizer.zero_grad()
@@ -44,13 +43,8 @@ os._exit(0)  # without the end of gloo's threads, which now and then aborts a pr
 
 def trained(folder: Path, place: str) -> list[list[list[float]]]:
     """p, and the initial losses and their counts, of both processes."""
-    command = [sys.executable, "-c", TRAIN]
-    runs = [
-        subprocess.Popen([*command, str(rank), str(folder / place), place], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    outputs = [run.communicate(timeout=100)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
+    (folder / place).mkdir()
+    outputs = run_both(folder / place, "-c", TRAIN, place)
     return [json.loads(output.splitlines()[-1]) for output in outputs]  # gloo of torch 2.8 prints before
 
 

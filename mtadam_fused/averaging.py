@@ -1,0 +1,113 @@
+"""Averages over the processes of a group, made while the next term's backward pass runs."""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .hyperparameters import Term
+
+BUCKET_BYTES = 25 * 2**20  # of gradients that travel together, as in DistributedDataParallel
+ALIGNMENT = 16  # bytes, of each gradient in a bucket: kernels read so many at once
+
+
+class Averaging:
+    """Averages what the processes of ``process_group`` have; all of them must ask for the same, in the same order.
+
+    Raises:
+        TypeError: not a group that this process is a member of.
+    """
+
+    def __init__(self, process_group: Any) -> None:
+        if not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+            raise TypeError(
+                f"process_group is {process_group!r}; it must be a group that this process is a member of, such as "
+                "torch.distributed.group.WORLD after init_process_group()"
+            )
+        self._group = process_group
+        self._under_way: list[Any] = []
+        self._checked: set[Term] = set()
+
+    def check(self, term: Term, grads: Sequence[Tensor | None]) -> None:
+        """At a term's first gradients: sees that all processes have the same, so that no two different terms mix.
+
+        Raises:
+            RuntimeError: they do not; in all processes.
+        """
+        if term in self._checked:
+            return
+        reached = {i for i, grad in enumerate(grads) if grad is not None}
+        found: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(found, (term, reached), self._group)
+        for number, (its_term, its_reached) in enumerate(found):
+            if its_term != term:
+                fault = f"has gradients of term {its_term!r}, this one of term {term!r}"
+            elif its_reached != reached:
+                fault = f"and this one differ in whether term {term!r} reaches parameter {min(its_reached ^ reached)}"
+            else:
+                continue
+            raise RuntimeError(
+                f"process {number} of the group {fault}; give the same terms in every process, in the same order, and "
+                "a loss of zeros (0 * out.sum()) where a process has nothing of a term"
+            )
+        self._checked.add(term)
+
+    def start(self, grads: list[Tensor | None]) -> None:
+        """Puts others of the same layout in place of the dense tensors of ``grads``: averages, after :meth:`wait`."""
+        for bucket in buckets(grads):
+            flat, views = flattened([grad for i in bucket if (grad := grads[i]) is not None])
+            for i, view in zip(bucket, views, strict=True):
+                grads[i] = view
+            self._under_way.append(self._average(flat))
+
+    def wait(self) -> None:
+        """Makes the current streams, and on the CPU the caller, wait for all that was started."""
+        under_way, self._under_way = self._under_way, []
+        for work in under_way:
+            work.wait()
+
+    def averaged(self, values: Tensor) -> Tensor:
+        """The average of ``values``."""
+        values = values.clone()
+        self._average(values).wait()
+        return values
+
+    def agreed(self, values: Tensor) -> Tensor:
+        """What the group's first process has as ``values``."""
+        values = values.clone()
+        dist.broadcast(values, dist.get_global_rank(self._group, 0), self._group)
+        return values
+
+    def _average(self, values: Tensor) -> Any:
+        values /= dist.get_world_size(self._group)  # before the sum, which 16-bit types may not hold
+        return dist.all_reduce(values, group=self._group, async_op=True)
+
+
+def buckets(grads: Sequence[Tensor | None]) -> Iterator[list[int]]:
+    """The positions of the gradients that there are, in parts of one type and device and of about BUCKET_BYTES."""
+    open_buckets: dict[Any, list[int]] = {}
+    sizes: dict[Any, int] = {}
+    for i, grad in enumerate(grads):
+        if grad is None:
+            continue
+        kind = grad.dtype, grad.device
+        open_buckets.setdefault(kind, []).append(i)
+        sizes[kind] = sizes.get(kind, 0) + grad.nbytes
+        if sizes[kind] >= BUCKET_BYTES:
+            yield open_buckets.pop(kind)
+            sizes[kind] = 0
+    yield from open_buckets.values()
+
+
+@torch.no_grad()
+def flattened(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A tensor [elements] that has copies of dense ``tensors`` one after the other, and views of these."""
+    step = ALIGNMENT // tensors[0].element_size()
+    starts = list(accumulate((-(-tensor.numel() // step) * step for tensor in tensors), initial=0))
+    flat = tensors[0].new_zeros(starts.pop())
+    views = [flat.as_strided(t.shape, t.stride(), start) for t, start in zip(tensors, starts, strict=True)]
+    torch._foreach_copy_(views, list(tensors))
+    return flat, views

@@ -1,0 +1,142 @@
+"""Gradients averaged over processes: two, each with half of every batch, make the steps of one that has all of it."""
+
+from pathlib import Path
+from typing import Any
+
+import formula
+import pytest
+import torch
+from closeness import TooFar, check_params, check_values
+from processes import run_both
+from torch import Tensor, nn
+from train_ddp import OPTIONS, STEPS, batch, gradients, losses, network
+
+from mtadam_fused import CombinedAdam, MTAdam, averaging
+from mtadam_fused.rules import PCGrad
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What train_ddp.py found, in each process."""
+    folder = tmp_path_factory.mktemp("ddp")
+    run_both(folder, str(Path(__file__).parent / "train_ddp.py"), str(folder))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def term_gradients(model: nn.Sequential, t: int) -> list[list[Tensor | None]]:
+    """[K][parameters], of the whole batch."""
+    params = list(model.parameters())
+    of_terms = losses(model, params[0], batch(t)).values()
+    return [list(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)) for loss in of_terms]
+
+
+def check(steps: list[list[Tensor]]) -> None:
+    """Compares the parameters after each step with the float64 formula's, from gradients of the whole batch.
+
+    Raises:
+        TooFar: they differ.
+    """
+    model = network()
+    params = list(model.parameters())
+    states = [formula.Parameter(p.detach().numpy()) for p in params]
+    for t, found in enumerate(steps):
+        grads = term_gradients(model, t)
+        for i, (p, state) in enumerate(zip(params, states, strict=True)):
+            before = p.detach().clone()
+            present = {k: g.numpy() for k, row in enumerate(grads) if (g := row[i]) is not None}
+            formula.step(state, present, **OPTIONS)
+            check_params(found[i], state.value, before)
+            p.data = torch.from_numpy(state.value).clone()
+
+
+def equal(a: list[list[Tensor]], b: list[list[Tensor]]) -> bool:
+    return all(torch.equal(x, y) for s, t in zip(a, b, strict=True) for x, y in zip(s, t, strict=True))
+
+
+@pytest.mark.parametrize("way", ["no_sync", "synchronised, in parts"])
+def test_two_processes_make_the_steps_of_one(way: str, found: list[dict[str, Any]]) -> None:
+    first, second = (of_process[way] for of_process in found)
+    assert len(first) == STEPS
+    check(first)
+    assert equal(first, second)
+
+
+def test_readme_example(found: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    initial = list(nn.Linear(3, 3).state_dict().values())
+    assert equal([found[0]["README"]], [found[1]["README"]])
+    assert not equal([found[0]["README"]], [initial])
+
+
+def test_averages_are_made_while_the_next_term_is_differentiated(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        assert of_process["order"] == ["backward", "async average"] * 3 + ["step"]
+
+
+@pytest.mark.parametrize("way", ["not averaged", "a group for each"])
+def test_without_a_common_group_they_do_not(way: str, found: list[dict[str, Any]]) -> None:
+    first, second = (of_process[way] for of_process in found)
+    with pytest.raises(TooFar):
+        check(first)
+    assert not equal(first, second)
+    assert equal(first, found[0]["not averaged"])
+
+
+def test_processes_agree_on_the_weights_of_a_rule(found: list[dict[str, Any]]) -> None:
+    assert equal(found[0]["rule"], found[1]["rule"])
+    first, second = (of_process["rule, not agreed"] for of_process in found)
+    assert not equal(first, second)
+
+
+def test_a_rule_sees_dot_products_and_losses_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
+    model = network()
+    for p, before in zip(model.parameters(), found[0]["rule"][-2], strict=True):
+        p.data = before
+    shared = torch.stack([grads[0].flatten() for grads in term_gradients(model, STEPS - 1) if grads[0] is not None])
+    values = torch.stack(list(losses(model, model[0].weight, batch(STEPS - 1)).values())).detach()  # type: ignore[arg-type]
+    for of_process in found:
+        gram, seen = of_process["rule: seen"]
+        check_values(gram, (shared @ shared.T).numpy(), 1e-12)
+        check_values(seen, values.numpy(), 1e-12)
+
+
+def test_other_terms_in_the_other_process_are_an_error(found: list[dict[str, Any]]) -> None:
+    first, second = found
+    assert "process 1 of the group has gradients of term 'b', this one of term 'a'" in first["other terms"]
+    assert "process 0 of the group has gradients of term 'a', this one of term 'b'" in second["other terms"]
+    for of_process in found:
+        assert "differ in whether term 'b' reaches parameter 0; give the same" in of_process["other parameters"]
+        assert of_process["terms"] == ("a",)
+        assert of_process["after it"] == "none"  # all waiting gradients are dropped
+
+
+def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(averaging, "BUCKET_BYTES", 100)
+    sizes = [(10, torch.float32), (15, torch.float32), (23, torch.float32), (1, torch.float64), (1, torch.float32)]
+    grads = [torch.zeros(n, dtype=dtype) for n, dtype in sizes]
+    assert list(averaging.buckets([*grads, None, torch.zeros(100), torch.zeros(1)])) == [[0, 1], [2, 4, 6], [3], [7]]
+    assert list(averaging.buckets([None])) == []
+
+
+def test_types_and_layouts(found: list[dict[str, Any]]) -> None:
+    both = [gradients(rank) for rank in range(2)]
+    for of_process in found:
+        for way in ("averages", "averages, in many parts"):
+            for mean, a, b in zip(of_process[way], *both, strict=True):
+                if a is None or b is None:
+                    assert mean is None
+                    continue
+                assert mean.stride() == a.stride()
+                assert mean.data_ptr() % 16 == 0 or not mean.numel()
+                assert torch.equal(mean, a / 2 + b / 2)
+                assert torch.equal(mean, a) == torch.equal(a, b)
+
+
+@pytest.mark.parametrize("group", ["nccl", True, torch.distributed.GroupMember.NON_GROUP_MEMBER])
+def test_what_is_no_group_is_refused(group: Any, found: list[dict[str, Any]]) -> None:
+    p = nn.Parameter(torch.ones(2))
+    for make in (lambda: MTAdam([p], process_group=group), lambda: CombinedAdam([p], PCGrad(), process_group=group)):
+        with pytest.raises(TypeError, match=r"process_group is .* that this process is a member of"):
+            make()
+    for of_process in found:
+        assert "that this process is a member of" in of_process["not a member"]
