@@ -11,7 +11,7 @@ import byte_model
 import torch
 from agreement import adam, mtadam
 from compiled import make_compiled
-from devices import Device
+from devices import Device, captured
 from measure import Contender, Failure, LeftOutError, in_a_line
 from torch import Tensor
 from workloads import GPU_ONLY, Case, Grads, elements
@@ -79,7 +79,7 @@ def make_graph(backend: str, case: Case, device: Device, grads: Grads) -> Conten
     eager.run()  # allocates the state
     eager.prepare()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with captured(graph):
         eager.run()
     with torch.no_grad():  # back to the start, in place
         for p, fresh in zip(eager.params, case.params(device.place), strict=True):

@@ -8,7 +8,8 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -150,7 +151,9 @@ class CudaDevice:
 
     def free(self) -> int:
         torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(self.place)[0]
+        # After a capture that failed the cache keeps what it has.
+        cached = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
+        return torch.cuda.mem_get_info(self.place)[0] + cached
 
     def peak(self, run: Run) -> int:
         self.settle()
@@ -159,6 +162,17 @@ class CudaDevice:
         run()
         self.settle()
         return torch.cuda.max_memory_allocated(self.place) - held
+
+
+@contextmanager
+def captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Captures what is done in the scope; leaves the stream as it was, also where that fails, which torch does not."""
+    before = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            yield
+    finally:
+        torch.cuda.set_stream(before)
 
 
 def device_of(name: str, compile_seconds: int) -> Device:

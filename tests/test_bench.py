@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-from devices import CpuDevice, CudaDevice, Sample, device_of
+from devices import CpuDevice, CudaDevice, Sample, captured, device_of
 from measure import QUICK, Failure, Times
 from records import Record, load, make_records
 from report import write
@@ -175,6 +177,9 @@ def test_cuda_timing_by_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "get_device_name": lambda _: "NVIDIA H200",
         "synchronize": lambda _: None,
         "_sleep": slept.append,
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda _: (1000, 2000),
+        "memory_reserved": lambda _: 130,
         "memory_allocated": lambda _: 100,
         "max_memory_allocated": lambda _: 140,
         "reset_peak_memory_stats": lambda _: None,
@@ -196,6 +201,24 @@ def test_cuda_timing_by_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.slug == "nvidia-h200"
     assert device.facts()["gpu"] == "NVIDIA H200"
     assert device.peak(run) == 40
+    assert device.free() == 1030
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = ["default"]
+
+    @contextmanager
+    def fails_at_its_end(graph: object) -> Iterator[None]:
+        streams.append("of captures")
+        yield
+        raise RuntimeError("capture invalidated")
+
+    monkeypatch.setattr(torch.cuda, "graph", fails_at_its_end)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    with pytest.raises(RuntimeError, match="capture invalidated"), captured(graph=None):  # type: ignore[arg-type]
+        pass
+    assert streams[-1] == "default"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import DTYPES, LAYOUTS, Case, CombinedCase
 from closeness import TooFar
+from devices import captured
 from formula import FAULTS
 from test_golden import compare_with_trace
 from torch import Tensor, nn
@@ -121,16 +122,16 @@ def test_a_weighting_never_waits_for_the_device() -> None:
 def replayed_and_eager(make: Callable[[Tensor], Training]) -> Iterator[tuple[Tensor, Tensor]]:
     """Each parameter after 20 replays of a captured step, and after as many eager ones; each at another rate."""
     eager_lr, graph_lr = torch.tensor(0.1, device="cuda"), torch.tensor(0.1, device="cuda")
-    eager, captured = make(eager_lr), make(graph_lr)
+    eager, replayed = make(eager_lr), make(graph_lr)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
+    with captured(graph):
+        replayed.step()
     for t in range(20):
         eager_lr.fill_(0.1 / (t + 1))
         graph_lr.fill_(0.1 / (t + 1))
         eager.step()
         graph.replay()
-    return zip(captured.params, eager.params, strict=True)
+    return zip(replayed.params, eager.params, strict=True)
 
 
 @in_one_launch_too
@@ -170,7 +171,7 @@ def test_a_graph_keeps_its_hyperparameters_and_gradients_whatever_is_done_betwee
         graph = torch.cuda.CUDAGraph()
         group["lr"] = 0.05
         if replayed:
-            with torch.cuda.graph(graph):
+            with captured(graph):
                 training.step()
         for _ in range(3):
             group["lr"] = 0.05

@@ -64,7 +64,7 @@ def best(candidates: Tensor, cosines: Tensor, norms: Tensor) -> Tensor:
     inside = candidates.nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0)
     inside = inside / inside.sum(dim=1, keepdim=True)
     y = inside * norms
-    squares = torch.einsum("sj,jk,sk->s", y, cosines, y).clamp(min=0.0)
+    squares = (y @ cosines * y).sum(dim=1).clamp(min=0.0)
     least = squares.nan_to_num(torch.inf).argmin()
     return inside.index_select(0, least[None])[0].nan_to_num(0.0)
 
