@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cases import DTYPES, LAYOUTS, Case, CombinedCase
 from closeness import TooFar
 from devices import captured
@@ -147,6 +149,19 @@ def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> No
 
     for p, q in zip(run(CudaBackend(in_one_launch=True)), run(CudaBackend()), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_nccl_available()), reason="this torch has no NCCL")
+def test_averages_over_one_process(backend: str, tmp_path: Path) -> None:
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        for name in ("MTAdam", "GradNorm"):
+            averaged, alone = (begun(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
+            for training in (averaged, alone):
+                training.step()
+            assert all(torch.equal(p, q) for p, q in zip(averaged.params, alone.params, strict=True))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_more_elements_than_32_bits_count(backend: str) -> None:

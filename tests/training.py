@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ def begun(
     terms: int = 3,
     sizes: Sequence[int] = (1, 7, 4097, 100_000),
     dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Training:
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(n, device=device, dtype=dtype)) for n in sizes]
@@ -53,9 +55,9 @@ def begun(
     losses = [torch.rand((), device=device) for _ in range(terms)]
     optimizer: FusedOptimizer
     if name == "MTAdam":
-        optimizer = MTAdam(params, lr=lr, backend=backend)
+        optimizer = MTAdam(params, lr=lr, backend=backend, **options)
     else:
-        optimizer = CombinedAdam(params, RULES[name](), lr=lr, backend=backend)
+        optimizer = CombinedAdam(params, RULES[name](), lr=lr, backend=backend, **options)
     training = Training(params, grads, losses, optimizer)
     training.step()
     return training
