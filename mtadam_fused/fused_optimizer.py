@@ -50,6 +50,7 @@ class FusedOptimizer(TermOptimizer):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step with the gradients that :meth:`backward` and :meth:`term` have taken, and drops them.

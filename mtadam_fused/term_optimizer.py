@@ -71,6 +71,7 @@ class TermOptimizer(Optimizer):
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     def backward(
         self, losses: Losses, *, retain_graph: bool = False, inputs: Tensor | Iterable[Tensor] | None = None
     ) -> None:
@@ -106,6 +107,7 @@ class TermOptimizer(Optimizer):
             raise
         self._set_terms(terms)
 
+    @torch._disable_dynamo
     @contextmanager
     def term(self, term: Term, loss: Tensor | None = None) -> Iterator[None]:
         """Takes the gradients that the body leaves in ``p.grad`` as those of one term, whatever engine made them.
