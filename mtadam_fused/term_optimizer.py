@@ -88,8 +88,8 @@ class TermOptimizer(Optimizer):
 
         Raises:
             TypeError, ValueError: bad ``losses``; nothing has changed.
-            RuntimeError: from autograd, or a gradient that no step can use. All waiting gradients are then dropped, as
-                by :meth:`zero_grad`.
+            RuntimeError: from autograd, a gradient that no step can use, or other terms in another process of the
+                ``process_group``. All waiting gradients are then dropped, as by :meth:`zero_grad`.
         """
         if inputs is not None and not isinstance(inputs, Tensor):
             inputs = tuple(inputs)  # for each term anew
@@ -122,7 +122,8 @@ class TermOptimizer(Optimizer):
 
         Raises:
             ValueError: a position that is neither a known term nor the next new one; a ``loss`` that is no scalar.
-            RuntimeError: inside another term, gradients in ``p.grad`` at entry, or a gradient that no step can use.
+            RuntimeError: inside another term, gradients in ``p.grad`` at entry, a gradient that no step can use, or
+                another term in another process of the ``process_group``.
         """
         name = self._name_of(term)
         if loss is not None:
