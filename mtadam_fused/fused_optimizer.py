@@ -1,6 +1,7 @@
 """What optimizers of several loss terms share whose step the kernels make: backends, tables, the step, checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import compress
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from .backends import Backend, choose
 from .checkpoint import Saved, check_saved, count_terms, restore
 from .hyperparameters import Hyperparameters
+from .scaled import Scaled
 from .table import Table, TermGradients, Work
 from .tables import Tables
 from .term_gradients import check_finite as check_gradients_finite
@@ -98,6 +100,23 @@ class FusedOptimizer(TermOptimizer):
         for work in works:
             self._publish(work)
         return result
+
+    @cached_property
+    def scaled(self) -> Any:
+        """What a ``torch.amp.GradScaler`` takes in the place of this optimizer.
+
+        It unscales the gradients that wait for a step, in place, and the losses given with them (scaled ones, in
+        :meth:`term` too), and makes the step if all are finite. What it does not step with stays until
+        :meth:`zero_grad`. ::
+
+            scaler = torch.amp.GradScaler()
+            ...
+            optimizer.zero_grad()
+            optimizer.backward({name: scaler.scale(loss) for name, loss in losses.items()})
+            scaler.step(optimizer.scaled)
+            scaler.update()
+        """
+        return Scaled(self)
 
     def _check_step(self, grads: TermGradients) -> None:
         """Raises for what this optimizer needs for a step with ``grads`` and has not; changes nothing."""

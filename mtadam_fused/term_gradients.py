@@ -52,6 +52,12 @@ class PendingGradients:
         if self._averaging is not None:
             self._averaging.start(grads)  # of those held too: averages of averages are the same
 
+    def tensors(self) -> list[Tensor]:
+        """All gradients and losses, to be changed in place."""
+        self._wait()
+        self.losses = {term: loss.clone() for term, loss in self.losses.items()}  # until now in the user's memory
+        return [grad for row in self._by_term.values() for grad in row if grad is not None] + list(self.losses.values())
+
     def of(self, terms: int, params: Sequence[Tensor]) -> TermGradients:
         """``[terms][params]`` gradients, None where absent.
 

@@ -134,8 +134,8 @@ def test_layers_import_downwards_only() -> None:
     """kernels know no Python, `reference` imports only torch, nothing imports upward."""
     package = Path(sys.modules["mtadam_fused"].__file__ or "").parent
     order = ["reference", "hyperparameters", "losses", "weighting", "averaging", "table", "term_gradients", "tables"]
-    order += ["backends", "checkpoint", "term_optimizer", "fused_optimizer", "rules", "combined_adam", "mtadam"]
-    order += ["__init__", "__main__"]
+    order += ["backends", "checkpoint", "scaled", "term_optimizer", "fused_optimizer", "rules", "combined_adam"]
+    order += ["mtadam", "__init__", "__main__"]
     modules = [path.relative_to(package) for path in package.rglob("*.py")]
     assert {path.parts[0].removesuffix(".py") for path in modules} == set(order)
     for path in modules:

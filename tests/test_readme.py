@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 
 def test_python_blocks_run() -> None:
     *blocks, in_processes = sorted(python_blocks(), key=lambda block: "no_sync" in block)  # test_ddp.py runs that one
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert "DistributedDataParallel" in in_processes
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
     names: dict = {"torch": torch, "model": model, "loader": [torch.randn(5, 3)], "MTAdam": mtadam_fused.MTAdam}
+    names["scaler"] = torch.amp.GradScaler("cpu")
     exec(blocks[0], names)
     assert not torch.equal(model.weight, before)
     exec(blocks[1], names)
