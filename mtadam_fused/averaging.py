@@ -1,8 +1,9 @@
 """Averages over the processes of a group, made while the next term's backward pass runs."""
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from itertools import accumulate
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from .hyperparameters import Term
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that travel together, as in DistributedDataParallel
 ALIGNMENT = 16  # bytes, of each gradient in a bucket: kernels read so many at once
+NAME_BYTES = 224  # of a term's name, to be shown to other processes
 
 
 class Averaging:
@@ -31,28 +33,30 @@ class Averaging:
         self._under_way: list[Any] = []
         self._checked: set[Term] = set()
 
-    def check(self, term: Term, grads: Sequence[Tensor | None]) -> None:
-        """At a term's first gradients: sees that all processes have the same, so that no two different terms mix.
+    def check(self, term: Term, grads: Sequence[Tensor | None], device: torch.device) -> None:
+        """At the first gradients of a term: sees that the other processes have the same, so that no two terms mix.
+
+        Args:
+            device: where the group can send from.
 
         Raises:
-            RuntimeError: they do not; in all processes.
+            RuntimeError: another process has other first gradients.
         """
         if term in self._checked:
             return
-        reached = {i for i, grad in enumerate(grads) if grad is not None}
-        found: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(found, (term, reached), self._group)
-        for number, (its_term, its_reached) in enumerate(found):
-            if its_term != term:
-                fault = f"has gradients of term {its_term!r}, this one of term {term!r}"
-            elif its_reached != reached:
-                fault = f"and this one differ in whether term {term!r} reaches parameter {min(its_reached ^ reached)}"
-            else:
-                continue
-            raise RuntimeError(
-                f"process {number} of the group {fault}; give the same terms in every process, in the same order, and "
-                "a loss of zeros (0 * out.sum()) where a process has nothing of a term"
-            )
+        name, reached = repr(term), [i for i, grad in enumerate(grads) if grad is not None]
+        shown = name.encode()[:NAME_BYTES].ljust(NAME_BYTES)
+        own = torch.tensor(list(sha256(repr((name, reached)).encode()).digest() + shown), dtype=torch.uint8)
+        found = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(found, own.to(device), self._group)
+        for number, its in enumerate(found):
+            its_name = bytes(its[-NAME_BYTES:].tolist()).decode(errors="replace").rstrip()
+            if not torch.equal(its.cpu(), own):
+                raise RuntimeError(
+                    f"process {number} of the group has first gradients of term {its_name}, this one of term {name}, "
+                    "or for other parameters; give the same terms in every process, in the same order, and a loss of "
+                    "zeros (0 * out.sum()) where a process has nothing of a term"
+                )
         self._checked.add(term)
 
     def start(self, grads: list[Tensor | None]) -> None:
@@ -69,6 +73,10 @@ class Averaging:
         for work in under_way:
             work.wait()
 
+    def forget(self) -> None:
+        """Leaves what was started to itself."""
+        self._under_way = []
+
     def averaged(self, values: Tensor) -> Tensor:
         """The average of ``values``."""
         values = values.clone()
@@ -80,6 +88,12 @@ class Averaging:
         values = values.clone()
         dist.broadcast(values, dist.get_global_rank(self._group, 0), self._group)
         return values
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Averaging":
+        return Averaging(self._group)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an optimizer with a process_group cannot be pickled; save its state_dict()")
 
     def _average(self, values: Tensor) -> Any:
         values /= dist.get_world_size(self._group)  # before the sum, which 16-bit types may not hold

@@ -52,10 +52,12 @@ class CombinedAdam(FusedOptimizer):
             waiting for the device.
         backend: "auto" (the best for each device), "cuda", "triton" (for GPUs where the CUDA kernels are not built; on
             the CPU in its interpreter, where TRITON_INTERPRET=1 is set), "cpu" or "reference".
-        process_group: average each term's gradients over the processes of this group, as from
-            ``torch.distributed.group.WORLD``. All processes must give the same terms, which reach the same parameters,
-            in the same order. Under DistributedDataParallel run forward and backward passes in its ``no_sync()``.
-            Default: no averaging.
+        process_group: average each term's gradients over the processes of this group, such as
+            ``torch.distributed.group.WORLD`` (which is None before ``init_process_group``). All processes must give the
+            same terms, which reach the same parameters, in the same order: a difference is an error where a term is new
+            in all of them; later it can hang, or mix different terms. Under DistributedDataParallel run forward and
+            backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
+            alone. Default: no averaging.
 
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among

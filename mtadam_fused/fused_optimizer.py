@@ -63,7 +63,7 @@ class FusedOptimizer(TermOptimizer):
         A step can be captured in a CUDA graph, after one that was not. A learning rate that is a Tensor on the device
         may then change between replays; the other hyper-parameters stay what they were. Capture again after a new term
         or parameter group, ``load_state_dict``, or an exchange of tensors of the state: what the graph has of the
-        memory before is no longer the optimizer's.
+        memory before is no longer the optimizer's. With a ``process_group``, backward passes and step need one graph.
 
         Args:
             closure: called first, with gradients on, to compute the losses and call :meth:`backward`.

@@ -12,13 +12,16 @@ from .hyperparameters import Term
 Losses = Mapping[Any, Tensor] | Sequence[Tensor]
 
 
-def named_losses(losses: Losses, terms: Sequence[Term], *, need_graph: bool = True) -> dict[Term, Tensor]:
+def named_losses(
+    losses: Losses, terms: Sequence[Term], *, need_graph: bool = True, need_finite: bool = True
+) -> dict[Term, Tensor]:
     """``losses`` by term, checked; a sequence names its losses by position, after ``terms`` where there are any.
 
     Args:
         losses: scalar losses.
         terms: names of the terms known so far.
         need_graph: refuse losses that cannot be differentiated.
+        need_finite: refuse losses that are seen not to be finite. Not where other processes would wait for this one.
 
     Raises:
         TypeError: not a mapping or sequence of tensors.
@@ -41,12 +44,12 @@ def named_losses(losses: Losses, terms: Sequence[Term], *, need_graph: bool = Tr
     if not named:
         raise ValueError("losses is empty; pass at least one loss")
     for term, loss in named.items():
-        check_loss(term, loss, need_graph)
+        check_loss(term, loss, need_graph=need_graph, need_finite=need_finite)
     return named
 
 
-def check_loss(term: Term, loss: Any, need_graph: bool) -> None:
-    """Raises TypeError or ValueError for a loss that cannot be used, or is seen not to be finite."""
+def check_loss(term: Term, loss: Any, *, need_graph: bool, need_finite: bool) -> None:
+    """Raises TypeError or ValueError for a loss that cannot be used, or that is seen not to be finite but has to be."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor with a graph (no .item())")
     if loss.numel() != 1:
@@ -57,7 +60,7 @@ def check_loss(term: Term, loss: Any, need_graph: bool) -> None:
         raise ValueError(
             f"loss {term!r} has no graph (requires_grad is False); leave it out, or compute it with gradients on"
         )
-    if is_free_to_read(loss) and not math.isfinite(loss.item()):
+    if need_finite and is_free_to_read(loss) and not math.isfinite(loss.item()):
         raise ValueError(f"loss {term!r} is {loss.item()}; it must be finite: leave it out of this step, or lower lr")
 
 

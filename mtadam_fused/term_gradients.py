@@ -1,7 +1,8 @@
 """The gradients of each loss term, taken from ``p.grad`` and kept apart until the step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import is_
 
 import torch
@@ -33,7 +34,8 @@ class PendingGradients:
 
     def clear(self) -> None:
         """Drops all gradients."""
-        self._wait()
+        if self._averaging is not None:
+            self._averaging.forget()
         self._by_term.clear()
         self._params = []
         self.losses.clear()
@@ -48,14 +50,17 @@ class PendingGradients:
         if (held := self._by_term.get(term)) is not None:
             self._wait()
             grads = added(held, grads)
-        self._by_term[term] = grads
         if self._averaging is not None:
-            self._averaging.start(grads)  # of those held too: averages of averages are the same
+            with self._all_or_none():
+                self._averaging.start(grads)  # of those held too: averages of averages are the same
+        self._by_term[term] = grads
 
     def tensors(self) -> list[Tensor]:
         """All gradients and losses, to be changed in place."""
         self._wait()
-        self.losses = {term: loss.clone() for term, loss in self.losses.items()}  # until now in the user's memory
+        # Until now in the user's memory, and of this process: all must find the same ones finite.
+        own = Tensor.clone if self._averaging is None else self._averaging.averaged
+        self.losses = {term: own(loss) for term, loss in self.losses.items()}
         return [grad for row in self._by_term.values() for grad in row if grad is not None] + list(self.losses.values())
 
     def of(self, terms: int, params: Sequence[Tensor]) -> TermGradients:
@@ -73,7 +78,17 @@ class PendingGradients:
     def _wait(self) -> None:
         """For averages that are under way."""
         if self._averaging is not None:
-            self._averaging.wait()
+            with self._all_or_none():
+                self._averaging.wait()
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """Drops all gradients if the body fails: some may be no averages."""
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
 
     def _check_params(self, params: Sequence[Tensor]) -> None:
         """Gradients are known by their parameters' positions."""

@@ -88,12 +88,12 @@ class TermOptimizer(Optimizer):
 
         Raises:
             TypeError, ValueError: bad ``losses``; nothing has changed.
-            RuntimeError: from autograd, a gradient that no step can use, or other terms in another process of the
-                ``process_group``. All waiting gradients are then dropped, as by :meth:`zero_grad`.
+            RuntimeError: from autograd, from the ``process_group``, or a gradient that no step can use. All waiting
+                gradients are then dropped, as by :meth:`zero_grad`.
         """
         if inputs is not None and not isinstance(inputs, Tensor):
             inputs = tuple(inputs)  # for each term anew
-        named = named_losses(losses, self.terms)
+        named = named_losses(losses, self.terms, need_finite=self._averaging is None)
         terms = self._with_terms(named, so_far=False)
         self._clear_grads()
         known = self.terms
@@ -122,12 +122,12 @@ class TermOptimizer(Optimizer):
 
         Raises:
             ValueError: a position that is neither a known term nor the next new one; a ``loss`` that is no scalar.
-            RuntimeError: inside another term, gradients in ``p.grad`` at entry, a gradient that no step can use, or
-                another term in another process of the ``process_group``.
+            RuntimeError: inside another term, gradients in ``p.grad`` at entry, a gradient that no step can use, or an
+                error of the ``process_group``.
         """
         name = self._name_of(term)
         if loss is not None:
-            check_loss(name, loss, need_graph=False)
+            check_loss(name, loss, need_graph=False, need_finite=self._averaging is None)
         terms = self._with_terms([name], so_far=True)
         self._clear_grads()
         self._open_term = name
@@ -146,7 +146,7 @@ class TermOptimizer(Optimizer):
         params = self._params()
         grads = take_gradients(params, term)
         if self._averaging is not None:
-            self._averaging.check(term, grads)
+            self._averaging.check(term, grads, params[0].device)
         self._pending.add(position, params, grads, loss)
 
     def _name_of(self, term: Term) -> Term:

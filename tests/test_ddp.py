@@ -102,12 +102,43 @@ def test_a_rule_sees_dot_products_and_losses_of_the_whole_batch(found: list[dict
 
 def test_other_terms_in_the_other_process_are_an_error(found: list[dict[str, Any]]) -> None:
     first, second = found
-    assert "process 1 of the group has gradients of term 'b', this one of term 'a'" in first["other terms"]
-    assert "process 0 of the group has gradients of term 'a', this one of term 'b'" in second["other terms"]
+    assert "process 1 of the group has first gradients of term 'b', this one of term 'a'" in first["other terms"]
+    assert "process 0 of the group has first gradients of term 'a', this one of term 'b'" in second["other terms"]
     for of_process in found:
-        assert "differ in whether term 'b' reaches parameter 0; give the same" in of_process["other parameters"]
+        assert "of term 'b', this one of term 'b', or for other parameters; give" in of_process["other parameters"]
         assert of_process["terms"] == ("a",)
         assert of_process["after it"] == "none"  # all waiting gradients are dropped
+
+
+def test_what_is_not_finite_in_one_process_is_refused_in_all(found: list[dict[str, Any]]) -> None:
+    (errors, params), (other_errors, other_params) = (of_process["not finite"] for of_process in found)
+    assert errors == other_errors
+    assert [error.split(";")[0] for error in errors] == [
+        "none",
+        "the gradient of term 'a' for parameter 0 is not finite",
+        "none",
+    ]
+    assert equal([params], [other_params])
+    assert all(p.isfinite().all() for p in params)
+
+
+def test_a_loss_that_overflows_in_one_process_skips_the_step_in_all(found: list[dict[str, Any]]) -> None:
+    initial = list(network().state_dict().values())
+    for of_process in found:
+        scale, params = of_process["scaled"]
+        assert scale == 512
+        assert equal([params], [initial])
+
+
+def test_no_step_is_made_with_averages_that_failed(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        assert of_process["failures"] == [("the network is gone", True)] * 2
+
+
+def test_copies_average_too_and_pickles_are_refused(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        assert of_process["copied"]
+        assert "with a process_group cannot be pickled; save its state_dict()" in of_process["pickled"]
 
 
 def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ Saves what came of it in the folder, for test_ddp.py, which has the problem from
 """
 
 import contextlib
+import copy
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +131,77 @@ def readme_example() -> list[Tensor]:
     return list(network.state_dict().values())
 
 
+def model_and_optimizer(**options: Any) -> tuple[nn.Sequential, MTAdam]:
+    model = network()
+    return model, MTAdam(model.parameters(), **OPTIONS, process_group=dist.group.WORLD, **options)
+
+
+def not_finite_in_one() -> tuple[list[str], list[Tensor]]:
+    """Errors of three steps of which the second has a loss that is NaN in one process; and the parameters."""
+    model, optimizer = model_and_optimizer(check_finite=True)
+    errors = []
+    for t in range(3):
+        factor = float("nan") if t == 1 and dist.get_rank() else 1.0
+        optimizer.zero_grad()
+        optimizer.backward({"a": factor * model(batch(t)).square().mean()})
+        errors.append(error_of(optimizer.step))
+    return errors, list(model.state_dict().values())
+
+
+def scaled_with_an_infinite_loss_in_one() -> tuple[float, list[Tensor]]:
+    """The scale after a step where one process's loss, not its gradients, is infinite; and the parameters."""
+    model, optimizer = model_and_optimizer()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    loss = scaler.scale(model(batch(0)).square().mean())
+    with optimizer.term("a", loss / (1 - dist.get_rank())):
+        loss.backward()
+    scaler.step(optimizer.scaled)
+    scaler.update()
+    return scaler.get_scale(), list(model.state_dict().values())
+
+
+class Fails:
+    """An all_reduce that fails at once."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("the network is gone")
+
+
+class FailsLate:
+    """An all_reduce that fails when somebody waits for it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.wait = Fails
+
+
+def failed_averages(failing: type) -> tuple[str, bool]:
+    """The error of a step whose averages fail, and whether a step after it changes anything."""
+    model, optimizer = model_and_optimizer()
+    optimizer.backward({"a": model(batch(0)).square().mean()})
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    dist.all_reduce = failing
+
+    def step() -> None:
+        optimizer.backward({"a": model(batch(0)).square().mean()})
+        optimizer.step()
+
+    error = error_of(step)
+    dist.all_reduce = all_reduce
+    optimizer.step()
+    return error, all(map(torch.equal, model.parameters(), before))
+
+
+def copied() -> bool:
+    """Whether a deep copy goes on as the original does."""
+    model, optimizer = model_and_optimizer()
+    both = [(model, optimizer), copy.deepcopy((model, optimizer))]
+    for net, its in both:
+        its.backward({"a": net(batch(dist.get_rank())).square().mean()})
+        its.step()
+    return all(map(torch.equal, both[0][0].parameters(), both[1][0].parameters()))
+
+
 def error_of(call: Callable[[], Any]) -> str:
     try:
         call()
@@ -179,6 +252,10 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["other terms"] = error_of(lambda: MTAdam([p], process_group=group).backward({"ab"[rank]: p.sum()}))
     found["other parameters"] = error_of(lambda: optimizer.backward({"a": p.sum(), "b": (p, q)[rank].sum()}))
     found["terms"], found["after it"] = optimizer.terms, error_of(optimizer.step)
+    found["not finite"] = not_finite_in_one()
+    found["scaled"] = scaled_with_an_infinite_loss_in_one()
+    found["failures"] = [failed_averages(Fails), failed_averages(FailsLate)]
+    found["copied"], found["pickled"] = copied(), error_of(lambda: pickle.dumps(optimizer))
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()
     sys.stdout.flush()
