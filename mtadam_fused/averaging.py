@@ -49,9 +49,9 @@ class Averaging:
         own = torch.tensor(list(sha256(repr((name, reached)).encode()).digest() + shown), dtype=torch.uint8)
         found = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(found, own.to(device), self._group)
-        for number, its in enumerate(found):
-            its_name = bytes(its[-NAME_BYTES:].tolist()).decode(errors="replace").rstrip()
-            if not torch.equal(its.cpu(), own):
+        for number, its in enumerate(torch.stack(found).cpu()):
+            if not torch.equal(its, own):
+                its_name = bytes(its[-NAME_BYTES:].tolist()).decode(errors="replace").rstrip()
                 raise RuntimeError(
                     f"process {number} of the group has first gradients of term {its_name}, this one of term {name}, "
                     "or for other parameters; give the same terms in every process, in the same order, and a loss of "

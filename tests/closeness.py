@@ -1,5 +1,7 @@
 """The tolerances, in one place. test_properties.py proves that each rejects deliberately broken updates."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,11 @@ F16_DIFFERING = 0.003  # of the elements: float32 arithmetic may fall on the oth
 
 class TooFar(AssertionError):
     """Two results that should agree do not."""
+
+
+def same(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
+    """Whether two rows of as many tensors are equal to the bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: np.ndarray | None = None) -> None:

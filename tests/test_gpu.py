@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import DTYPES, LAYOUTS, Case, CombinedCase
-from closeness import TooFar
+from closeness import TooFar, same
 from devices import captured
 from formula import FAULTS
 from test_golden import compare_with_trace
@@ -159,7 +159,7 @@ def test_averages_over_one_process(backend: str, tmp_path: Path) -> None:
             averaged, alone = (begun(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
             for training in (averaged, alone):
                 training.step()
-            assert all(torch.equal(p, q) for p, q in zip(averaged.params, alone.params, strict=True))
+            assert same(averaged.params, alone.params)
     finally:
         dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import same
 from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
@@ -16,10 +17,6 @@ def model_and_losses(seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
 
 def values(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def stepped(route: str, backend: str, **options) -> list[Tensor]:
