@@ -120,7 +120,7 @@ void define_cuda(py::module_& module) {
             [&](const Step<float>& s) { cuda::run(s, device.unpack<float>(), stages); });
       },
       "Launches the stages asked for: 1 term_norms, 2 balance, 4 mtadam_update, 8 term_gram, 16 combined_adam, 32 "
-      "mtadam_step.",
+      "mtadam_step, 64 fold_norms.",
       py::arg("float64"), py::arg("step"), py::arg("device"), py::arg("stages"));
   module.def("cuda_rows_at_once", cuda::rows_at_once, "Rows of a launch: of as many addresses as an argument takes.",
              py::arg("terms"), py::arg("wants_combined"));

@@ -111,22 +111,23 @@ struct Device {
   bool wants_combined;
 };
 
-// kMtadamStep is the first three in one kernel.
+// kBalance does kFoldNorms too where it is given `partial`; kMtadamStep is the first three in one kernel.
 enum Stage : unsigned {
   kTermNorms = 1,
   kBalance = 2,
   kMtadamUpdate = 4,
   kTermGram = 8,
   kCombinedAdam = 16,
-  kMtadamStep = 32
+  kMtadamStep = 32,
+  kFoldNorms = 64  // from term_norms' sums over chunks to norms
 };
 
 // Rows of a launch: of as many addresses as a kernel's argument takes.
 int64_t rows_at_once(int64_t terms, bool wants_combined);
 
 // Launches the stages asked for (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for each of
-// MTAdam's stages, two for term_gram (three for more terms than one reads together) and two for combined_adam.
-// Waits for nothing. Leaves the device current.
+// MTAdam's stages and for kFoldNorms alone, two for term_gram (three for more terms than one reads together) and two
+// for combined_adam. Waits for nothing. Leaves the device current.
 template <class C>
 void run(const Step<C>& step, const Device<C>& device, unsigned stages);
 

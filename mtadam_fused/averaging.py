@@ -1,15 +1,16 @@
-"""Averages over the processes of a group, made while the next term's backward pass runs."""
+"""What processes that train together do together; averages are made while the next term's backward pass runs."""
 
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .hyperparameters import Term
+from .shards import groups_of_meshes, groups_over
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that travel together, as in DistributedDataParallel
 ALIGNMENT = 16  # bytes, of each gradient in a bucket: kernels read so many at once
@@ -17,21 +18,45 @@ NAME_BYTES = 224  # of a term's name, to be shown to other processes
 
 
 class Averaging:
-    """Averages what the processes of ``process_group`` have; all of them must ask for the same, in the same order.
+    """Averages what processes have, and sees that they agree; all of them must ask for the same, in the same order.
+
+    They are those of ``process_group``, whose gradients are averaged, and those that have parts of parameters.
 
     Raises:
         TypeError: not a group that this process is a member of.
     """
 
-    def __init__(self, process_group: Any) -> None:
-        if not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+    def __init__(self, process_group: Any = None) -> None:
+        if process_group is not None and not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
             raise TypeError(
                 f"process_group is {process_group!r}; it must be a group that this process is a member of, such as "
                 "torch.distributed.group.WORLD after init_process_group()"
             )
         self._group = process_group
+        self._groups = [] if process_group is None else [process_group]
+        self.has_parts = False  # whether parameters are spread over processes
         self._under_way: list[Any] = []
         self._checked: set[Term] = set()
+
+    def __bool__(self) -> bool:
+        """Whether there may be other processes."""
+        return bool(self._groups)
+
+    def check_param(self, position: int, param: Tensor) -> None:
+        """Raises TypeError if ``process_group`` would average different parts of ``param``."""
+        for group in groups_over(param) if self._group is not None else ():
+            both = set(dist.get_process_group_ranks(group)) & set(dist.get_process_group_ranks(self._group))
+            if len(both) > 1:
+                raise TypeError(
+                    f"process_group has the processes {sorted(both)}, which have different parts of "
+                    f"params[{position}]; leave it out: what spreads a parameter averages its gradients too"
+                )
+
+    def join(self, params: Sequence[Tensor]) -> None:
+        """Takes in the processes that have parts of ``params``, all of the optimizer's."""
+        meshes = groups_of_meshes(params)
+        self._groups = meshes if self._group is None else [self._group, *meshes]
+        self.has_parts = bool(meshes)
 
     def check(self, term: Term, grads: Sequence[Tensor | None], device: torch.device) -> None:
         """At the first gradients of a term: sees that the other processes have the same, so that no two terms mix.
@@ -42,30 +67,31 @@ class Averaging:
         Raises:
             RuntimeError: another process has other first gradients.
         """
-        if term in self._checked:
+        if term in self._checked or not self:
             return
         name, reached = repr(term), [i for i, grad in enumerate(grads) if grad is not None]
         shown = name.encode()[:NAME_BYTES].ljust(NAME_BYTES)
         own = torch.tensor(list(sha256(repr((name, reached)).encode()).digest() + shown), dtype=torch.uint8)
-        found = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size(self._group))]
-        dist.all_gather(found, own.to(device), self._group)
-        for number, its in enumerate(torch.stack(found).cpu()):
-            if not torch.equal(its, own):
-                its_name = bytes(its[-NAME_BYTES:].tolist()).decode(errors="replace").rstrip()
-                raise RuntimeError(
-                    f"process {number} of the group has first gradients of term {its_name}, this one of term {name}, "
-                    "or for other parameters; give the same terms in every process, in the same order, and a loss of "
-                    "zeros (0 * out.sum()) where a process has nothing of a term"
-                )
+        for group in self._groups:
+            found = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(found, own.to(device), group)
+            for number, its in enumerate(torch.stack(found).cpu()):
+                if not torch.equal(its, own):
+                    its_name = bytes(its[-NAME_BYTES:].tolist()).decode(errors="replace").rstrip()
+                    raise RuntimeError(
+                        f"process {number} of the group has first gradients of term {its_name}, this one of term "
+                        f"{name}, or for other parameters; give the same terms in every process, in the same order, "
+                        "and a loss of zeros (0 * out.sum()) where a process has nothing of a term"
+                    )
         self._checked.add(term)
 
     def start(self, grads: list[Tensor | None]) -> None:
         """Puts others of the same layout in place of the dense tensors of ``grads``: averages, after :meth:`wait`."""
-        for bucket in buckets(grads):
+        for bucket in buckets(grads) if self._group is not None else ():
             flat, views = flattened([grad for i in bucket if (grad := grads[i]) is not None])
             for i, view in zip(bucket, views, strict=True):
                 grads[i] = view
-            self._under_way.append(self._average(flat))
+            self._under_way.append(average(flat, self._group))
 
     def wait(self) -> None:
         """Makes the current streams, and on the CPU the caller, wait for all that was started."""
@@ -78,26 +104,39 @@ class Averaging:
         self._under_way = []
 
     def averaged(self, values: Tensor) -> Tensor:
-        """The average of ``values``."""
+        """The average of ``values``, in memory of its own."""
         values = values.clone()
-        self._average(values).wait()
+        for group in self._groups:
+            average(values, group).wait()
         return values
 
     def agreed(self, values: Tensor) -> Tensor:
-        """What the group's first process has as ``values``."""
+        """What the first process has as ``values``."""
         values = values.clone()
-        dist.broadcast(values, dist.get_global_rank(self._group, 0), self._group)
+        for group in self._groups:
+            dist.broadcast(values, dist.get_global_rank(group, 0), group)
         return values
+
+    def all_have(self, flags: Tensor) -> Tensor:
+        """Which of ``flags`` are True in all processes."""
+        missing = flags.logical_not().float()
+        for group in self._groups:
+            dist.all_reduce(missing, group=group)
+        return missing == 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Averaging":
         return Averaging(self._group)
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an optimizer with a process_group cannot be pickled; save its state_dict()")
+    def __reduce__(self) -> Any:
+        if self:
+            raise TypeError("an optimizer that trains with other processes cannot be pickled; save its state_dict()")
+        return Averaging, ()
 
-    def _average(self, values: Tensor) -> Any:
-        values /= dist.get_world_size(self._group)  # before the sum, which 16-bit types may not hold
-        return dist.all_reduce(values, group=self._group, async_op=True)
+
+def average(values: Tensor, group: Any) -> Any:
+    """Begins to make ``values`` their average over ``group``; what it returns can wait for it."""
+    values /= dist.get_world_size(group)  # before the sum, which 16-bit types may not hold
+    return dist.all_reduce(values, group=group, async_op=True)
 
 
 def buckets(grads: Sequence[Tensor | None]) -> Iterator[list[int]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .reference import arithmetic_type
+from .shards import are_spread_alike
+from .shards import described as how_spread
 from .table import State, moments
 
 
@@ -38,6 +40,11 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, position: int, terms: i
             raise ValueError(
                 f"the saved {name} of parameter {position} is {shape}, the parameter has shape {tuple(param.shape)}; "
                 "load the state of the same model"
+            )
+        if not are_spread_alike(value, param):
+            raise ValueError(
+                f"the saved {name} of parameter {position} is {how_spread(value)}, the parameter {how_spread(param)}; "
+                "load it with torch.distributed.checkpoint, which spreads it as the parameter is"
             )
         if kind != "exp_avg" and (term >= 0) != per_term:
             raise ValueError(

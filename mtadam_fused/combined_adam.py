@@ -146,7 +146,7 @@ class CombinedAdam(FusedOptimizer):
                 f"{self.rule!r} gave weights {given}; it must give a tensor with one for each of the "
                 f"{len(self.terms)} terms"
             )
-        if self._averaging is not None:
+        if self._averaging:
             weights = self._averaging.agreed(weights)  # a rule may draw random numbers
         self._weights = weights
         for work in works:
@@ -165,7 +165,7 @@ class CombinedAdam(FusedOptimizer):
                     grads = [[g if see else None for g, see in zip(row, seen, strict=True)] for row in work.grads]
                     work = replace(work, grads=grads)
                 self._backends[work.table.device].term_gram(work)
-                gram += work.table.gram.sum(dim=0).to(device)
+                gram += work.table.over_rows(work.table.gram).to(device)
         return gram
 
     def _seen(self, works: Sequence[Work]) -> list[list[bool]]:
@@ -185,7 +185,7 @@ class CombinedAdam(FusedOptimizer):
         if self.rule.needs_losses:
             for k, loss in self._pending.losses.items():
                 losses[k] = loss
-            if self._averaging is not None:
+            if self._averaging:
                 losses = self._averaging.averaged(losses)
         return losses
 

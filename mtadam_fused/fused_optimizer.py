@@ -11,6 +11,7 @@ from .backends import Backend, choose
 from .checkpoint import Saved, check_saved, count_terms, restore
 from .hyperparameters import Hyperparameters
 from .scaled import Scaled
+from .shards import spread_like
 from .table import Table, TermGradients, Work
 from .tables import Tables
 from .term_gradients import check_finite as check_gradients_finite
@@ -88,12 +89,12 @@ class FusedOptimizer(TermOptimizer):
         weights = [group.weights(self.terms) for group in groups]
         self._check_step(grads)
         if self.check_finite:
-            check_gradients_finite(grads, self.terms)
+            check_gradients_finite(grads, self.terms, self._averaging)
         tables = self._tables.current(self.param_groups, self.state, grads, before=self._choose_backends)
         works = [self._work(table, grads, groups, weights) for table in tables]
         for work in works:
             for row in work.staged:
-                work.table.dense[row].copy_(work.table.params[row])
+                work.table.dense[row].copy_(work.table.local[row])
         self._update(works)
         self._pending.clear()
         self._combined = []
@@ -137,13 +138,15 @@ class FusedOptimizer(TermOptimizer):
         """Shows users and autograd what the kernels wrote."""
         table = work.table
         for row in work.staged:
-            table.params[row].copy_(table.dense[row])
+            table.local[row].copy_(table.dense[row])
         # The kernels write behind autograd's back.
         torch.autograd.graph.increment_version(list(compress(table.params, work.reached)))
+        if table.is_spread:
+            torch.autograd.graph.increment_version(list(compress(table.local, work.reached)))
         for param, combined in zip(table.params, work.combined or (), strict=False):
             if combined is not None:
-                param.grad = combined
-                self._combined.append((param, combined, combined._version))
+                param.grad = spread_like(param, combined)
+                self._combined.append((param, param.grad, param.grad._version))
 
     def __repr__(self) -> str:
         served = ", ".join(f"{device}: {backend.name}" for device, backend in self._backends.items())

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from .fused_optimizer import FusedOptimizer
 from .hyperparameters import BalancedHyperparameters, Hyperparameters, Term, TermWeights, weights_of
-from .table import Work
-from .term_gradients import PendingGradients
+from .table import TermGradients, Work
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -114,7 +113,14 @@ class MTAdam(FusedOptimizer):
 
     def _update(self, works: Sequence[Work]) -> None:
         for work in works:
-            self._backends[work.table.device].mtadam_step(work)
+            kernels = self._backends[work.table.device]
+            if work.table.is_spread:
+                kernels.term_norms(work)
+                work.table.make_norms_whole()
+                kernels.balance(work)
+                kernels.mtadam_update(work)
+            else:
+                kernels.mtadam_step(work)
 
     # -- telemetry -----------------------------------------------------------------------------------------------------
 
@@ -136,7 +142,7 @@ class MTAdam(FusedOptimizer):
 
     def _columns(self, name: str) -> dict[Term, Tensor]:
         """The terms' columns of the tables' ``name``, in the order of the parameters."""
-        nothing_new = PendingGradients().of(len(self.terms), self._params())
+        nothing_new: TermGradients = [[None] * len(self._params()) for _ in self.terms]
         tables = self._tables.current(self.param_groups, self.state, nothing_new)
         device = tables[0].device
         rows = torch.tensor([row for table in tables for row in table.rows], device=device).argsort()

@@ -9,7 +9,7 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .hyperparameters import Hyperparameters
 from .reference import arithmetic_type
+from .shards import groups_over, is_spread, local, spread_like, summed
 
 # Storage types and their codes in csrc/launch.h.
 STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -31,6 +32,9 @@ Moments = list[list[Tensor | None]]  # [K or 1][L], None where there is none
 
 def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value`` in the memory layout of ``like`` (made dense where it has gaps); a copy only where it has to be."""
+    if is_spread(like):
+        part = dense_like(local(like), local(value), dtype)
+        return value if part is local(value) else spread_like(like, part)
     layout = torch.empty_like(like, dtype=dtype, device="meta")
     same_place = value.device == like.device and value.stride() == layout.stride()
     if value.dtype == dtype and same_place and not value.is_neg():  # a bit that says: what is in memory, negated
@@ -79,7 +83,7 @@ class Table:
     terms: int
     per_term: bool  # whether each term has running norms and a second moment of its own
     rows: list[int]  # [L] the parameters' positions in the optimizer
-    params: list[Tensor]
+    params: list[Tensor]  # as users have them
     groups: list[int]  # [L] the parameters' groups
     states: list[State]  # [L] empty where no term has reached the parameter
     amsgrad: list[bool]  # [L]
@@ -88,7 +92,8 @@ class Table:
     running: Tensor = field(init=False)  # [L, K] running norms, NaN before the first
     norms: Tensor = field(init=False)  # [L, K] of the last step, NaN where absent
     scales: Tensor = field(init=False)  # [L, K] what the last step multiplied the gradients by
-    dense: list[Tensor] = field(init=False)  # [L] the parameters, or dense buffers for those with gaps
+    local: list[Tensor] = field(init=False)  # [L] the parameters, or of those that are spread this process' part
+    dense: list[Tensor] = field(init=False)  # [L] the same, or dense buffers for those with gaps
     staged: list[int] = field(init=False)  # rows of the parameters with gaps
 
     def __post_init__(self) -> None:
@@ -105,8 +110,9 @@ class Table:
             if "norms" in state:
                 self.running[row, : len(state["norms"])] = state["norms"]
                 state["norms"] = self.running[row]
-        self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.params]
-        self.staged = [row for row, p in enumerate(self.params) if p.data_ptr() != self.dense[row].data_ptr()]
+        self.local = list(map(local, self.params))
+        self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.local]
+        self.staged = [row for row, p in enumerate(self.local) if p.data_ptr() != self.dense[row].data_ptr()]
 
     @cached_property
     def gram(self) -> Tensor:
@@ -114,14 +120,39 @@ class Table:
         return torch.zeros((len(self.params), self.terms, self.terms), dtype=torch.float64, device=self.device)
 
     @cached_property
+    def is_spread(self) -> bool:
+        """Whether any parameter has parts in other processes."""
+        return any(map(is_spread, self.params))
+
+    def make_norms_whole(self) -> None:
+        """Makes ``norms`` of parts those of whole gradients."""
+        for groups, rows in self._parts:
+            squares = self.norms[rows].double().square()
+            self.norms[rows] = summed(squares, groups).sqrt().to(self.dtype)
+
+    def over_rows(self, values: Tensor) -> Tensor:
+        """The sum over rows of ``values`` [L, ...], and over the processes that have parts of them."""
+        return reduce(torch.add, (summed(values[rows].sum(dim=0), groups) for groups, rows in self._parts))
+
+    @cached_property
+    def _parts(self) -> list[tuple[tuple[Any, ...], Any]]:
+        """Process groups, and the rows of the parameters of which these have parts."""
+        rows: dict[tuple[Any, ...], list[int]] = {}
+        for row, p in enumerate(self.params):
+            rows.setdefault(groups_over(p), []).append(row)
+        if len(rows) == 1:
+            return [(groups, slice(None)) for groups in rows]
+        return [(groups, torch.tensor(of_groups, device=self.device)) for groups, of_groups in rows.items()]
+
+    @cached_property
     def exp_avg_sqs(self) -> Moments:
         names = second_moments(range(self.terms), self.per_term)
-        return [[state.get(name) for state in self.states] for name in names]
+        return [[part_of(state, name) for state in self.states] for name in names]
 
     @cached_property
     def max_exp_avg_sqs(self) -> Moments:
         names = second_moments(range(self.terms), self.per_term)
-        maxima = [[state.get(f"max_{name}") for state in self.states] for name in names]
+        maxima = [[part_of(state, f"max_{name}") for state in self.states] for name in names]
         # They stay in the state when AMSGrad is turned off.
         return [[m if on else None for m, on in zip(row, self.amsgrad, strict=True)] for row in maxima]
 
@@ -130,7 +161,7 @@ class Table:
         """``Row`` of csrc/launch.h, for each parameter."""
         table = array("q")
         for dense, state, group in zip(self.dense, self.states, self.groups, strict=True):
-            exp_avg = state["exp_avg"].data_ptr() if state else 0
+            exp_avg = local(state["exp_avg"]).data_ptr() if state else 0
             table.extend((dense.data_ptr(), exp_avg, dense.numel(), group, STORAGE_TYPES[dense.dtype]))
         return table
 
@@ -154,6 +185,11 @@ class Table:
     @cached_property
     def no_addresses(self) -> array:
         return array("q", bytes(8 * len(self.params)))
+
+
+def part_of(state: State, name: str) -> Tensor | None:
+    """This process' part of a tensor of the state, None where there is none."""
+    return local(state[name]) if name in state else None
 
 
 def addresses(tensors: Sequence[Sequence[Tensor | None]]) -> array:

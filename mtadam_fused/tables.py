@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .reference import arithmetic_type
+from .shards import local
 from .table import State, Table, TermGradients, grow_state, moments, second_moments
 from .term_gradients import fit_gradients
 
@@ -22,6 +23,7 @@ class Tables:
 
     def __init__(self, per_term: bool) -> None:
         self._per_term = per_term
+        self._is_spread = True  # whether any parameter may have parts in other processes
         self._tables: list[Table] = []
         self._layout: object = None
         self._held: list[Any] = []  # the state's tensors
@@ -46,7 +48,7 @@ class Tables:
         """
         params = [p for group in groups for p in group["params"]]
         if not (self._are_of(groups, params, state, len(grads)) and self._cover(grads)):
-            fit_gradients(grads, params)
+            fit_gradients(grads, list(map(local, params)))
             check_state(state, params)
             before()
             amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
@@ -55,7 +57,8 @@ class Tables:
                 if reached or p in state:
                     grow_state(state[p], p, reached, amsgrad[i], self._per_term)
             self._tables = build_tables(groups, state, len(grads), self._per_term)
-            self._layout = layout(groups, params, len(grads))
+            self._is_spread = any(table.is_spread for table in self._tables)
+            self._layout = self._layout_of(groups, params, len(grads))
             self._held = list(values_of(state))
             self._sampled = addresses_of_one(state)
             names = [second_moments([k], self._per_term)[0] for k in range(len(grads))]
@@ -70,10 +73,16 @@ class Tables:
         same_number = sum(map(len, state.values())) == len(self._held)
         return (
             same_number
-            and self._layout == layout(groups, params, terms)
+            and self._layout == self._layout_of(groups, params, terms)
             and all(map(is_, values_of(state), self._held))
             and self._sampled == addresses_of_one(state)
         )
+
+    def _layout_of(self, groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
+        """What the tables depend on besides the state."""
+        sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
+        parts = list(map(local, params)) if self._is_spread else params
+        return terms, sizes, [p.data_ptr() for p in parts], [p.stride() for p in parts], [p.numel() for p in parts]
 
     def _cover(self, grads: TermGradients) -> bool:
         """Whether every pair that has a gradient has its state."""
@@ -91,7 +100,8 @@ def values_of(state: MutableMapping[Tensor, State]) -> Iterator[Any]:
 def addresses_of_one(state: MutableMapping[Tensor, State]) -> list[int]:
     """Those of the first parameter's tensors. To look at all would take as long as the rest of a step; what gives the
     tensors of a state other memory (``share_memory_``, a loop that moves them) does it to all."""
-    return [value.data_ptr() for value in next(iter(state.values()), {}).values() if isinstance(value, Tensor)]
+    first = next(iter(state.values()), {}).values()
+    return [local(value).data_ptr() for value in first if isinstance(value, Tensor)]
 
 
 def check_state(state: MutableMapping[Tensor, State], params: list[Tensor]) -> None:
@@ -103,12 +113,6 @@ def check_state(state: MutableMapping[Tensor, State], params: list[Tensor]) -> N
                     f"parameter {i} has shape {tuple(p.shape)}, its state {name} {tuple(state[p][name].shape)}; to "
                     "begin with new state, `del optimizer.state[parameter]`"
                 )
-
-
-def layout(groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
-    """What the tables depend on besides the state."""
-    sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
-    return terms, sizes, [p.data_ptr() for p in params], [p.stride() for p in params], [p.numel() for p in params]
 
 
 def build_tables(

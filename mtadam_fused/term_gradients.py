@@ -11,6 +11,8 @@ from torch import Tensor
 from .averaging import Averaging
 from .hyperparameters import Term
 from .reference import arithmetic_type
+from .shards import described as how_spread
+from .shards import is_spread, local, over_same_processes, placed_as
 from .table import TermGradients, dense_like
 
 
@@ -23,7 +25,7 @@ class PendingGradients:
         averaging: averages the gradients over processes, from when they are added until they are wanted.
     """
 
-    def __init__(self, averaging: Averaging | None = None) -> None:
+    def __init__(self, averaging: Averaging) -> None:
         self._averaging = averaging
         self._by_term: dict[int, list[Tensor | None]] = {}
         self._params: list[Tensor] = []
@@ -34,8 +36,7 @@ class PendingGradients:
 
     def clear(self) -> None:
         """Drops all gradients."""
-        if self._averaging is not None:
-            self._averaging.forget()
+        self._averaging.forget()
         self._by_term.clear()
         self._params = []
         self.losses.clear()
@@ -50,9 +51,8 @@ class PendingGradients:
         if (held := self._by_term.get(term)) is not None:
             self._wait()
             grads = added(held, grads)
-        if self._averaging is not None:
-            with self._all_or_none():
-                self._averaging.start(grads)  # of those held too: averages of averages are the same
+        with self._all_or_none():
+            self._averaging.start(grads)  # of those held too: averages of averages are the same
         self._by_term[term] = grads
 
     def tensors(self) -> list[Tensor]:
@@ -61,7 +61,15 @@ class PendingGradients:
         # Until now in the user's memory, and of this process: all must find the same ones finite.
         own = Tensor.clone if self._averaging is None else self._averaging.averaged
         self.losses = {term: own(loss) for term, loss in self.losses.items()}
-        return [grad for row in self._by_term.values() for grad in row if grad is not None] + list(self.losses.values())
+        grads = [grad for row in self._by_term.values() for grad in row if grad is not None]
+        return [*grads, *self.losses.values(), *self._of_other_parts(grads)]
+
+    def _of_other_parts(self, grads: list[Tensor]) -> list[Tensor]:
+        """Where other processes have other parts of the gradients: a scalar that is finite if all parts are."""
+        if not (grads and self._averaging.has_parts):
+            return []
+        finite = torch.stack([is_finite(grad).to(grads[0].device) for grad in grads]).all()
+        return [torch.where(self._averaging.all_have(finite), 0.0, math.inf)]
 
     def of(self, terms: int, params: Sequence[Tensor]) -> TermGradients:
         """``[terms][params]`` gradients, None where absent.
@@ -77,9 +85,8 @@ class PendingGradients:
 
     def _wait(self) -> None:
         """For averages that are under way."""
-        if self._averaging is not None:
-            with self._all_or_none():
-                self._averaging.wait()
+        with self._all_or_none():
+            self._averaging.wait()
 
     @contextmanager
     def _all_or_none(self) -> Iterator[None]:
@@ -108,11 +115,11 @@ def added(held: list[Tensor | None], grads: list[Tensor | None]) -> list[Tensor 
     return [g if h is None else h for h, g in zip(held, grads, strict=True)]
 
 
-def take_gradients(params: Sequence[Tensor], term: Term) -> list[Tensor | None]:
+def take_gradients(params: Sequence[Tensor], term: Term, *, spread: bool = False) -> list[Tensor | None]:
     """Moves the gradients out of ``p.grad``: afterwards it is None for all of ``params``.
 
-    A gradient is copied only where it lacks the parameter's memory layout or, being of another type, the parameter's
-    arithmetic type.
+    With ``spread``, for gradients that are spread over processes it gives the parts in this one. A gradient is copied
+    only where it lacks the parameter's memory layout or, being of another type, the parameter's arithmetic type.
 
     Raises:
         RuntimeError: a gradient that is sparse, complex, or of another shape or device than its parameter.
@@ -123,12 +130,29 @@ def take_gradients(params: Sequence[Tensor], term: Term) -> list[Tensor | None]:
     for i, (grad, p) in enumerate(zip(grads, params, strict=True)):
         if grad is None:
             continue
+        if spread and (is_spread(grad) or is_spread(p)):
+            grad, p = part_of_gradient(grad, p, i, term), local(p)
+            grads[i] = grad
         if grad.dtype != p.dtype or grad.device != p.device or grad.layout != torch.strided or grad.shape != p.shape:
             check_gradient(grad, p, i, term)
             grads[i] = dense_like(p, grad, arithmetic_type(p.dtype))
         elif grad.is_neg() or not in_same_order(grad, p):
             grads[i] = dense_like(p, grad, p.dtype)
     return grads
+
+
+def part_of_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> Tensor:
+    """The part of ``grad`` in this process, which has the same part of ``param``.
+
+    Raises:
+        RuntimeError: only one of them is spread over processes, or each over others.
+    """
+    if not over_same_processes(grad, param):
+        raise RuntimeError(
+            f"the gradient of term {term!r} for parameter {position} is {how_spread(grad)}, the parameter "
+            f"{how_spread(param)}; make the gradient as the parameter is"
+        )
+    return local(placed_as(param, grad))  # a sum that is yet to be made becomes one
 
 
 def fit_gradients(grads: TermGradients, params: Sequence[Tensor]) -> None:
@@ -182,16 +206,25 @@ def check_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> No
         raise RuntimeError(f"{what} is on {grad.device}, the parameter on {param.device}; move one of them")
 
 
-def check_finite(grads: TermGradients, terms: Sequence[Term]) -> None:
-    """Raises RuntimeError if any gradient has an element that is not finite. Waits once for each device."""
+def is_finite(values: Tensor) -> Tensor:
+    """Whether all of them are, as a scalar tensor."""
+    largest = torch.linalg.vector_norm(values, math.inf) if values.numel() else values.new_zeros(())
+    return largest.isfinite()
+
+
+def check_finite(grads: TermGradients, terms: Sequence[Term], averaging: Averaging) -> None:
+    """Raises RuntimeError if a gradient has an element that is not finite, here or in another process.
+
+    Waits once for each device.
+    """
     by_device: dict[torch.device, list[tuple[Term, int, Tensor]]] = {}
     for term, row in zip(terms, grads, strict=True):
         for i, grad in enumerate(row):
-            if grad is not None and grad.numel():
-                finite = torch.linalg.vector_norm(grad, math.inf).isfinite()
-                by_device.setdefault(grad.device, []).append((term, i, finite))
+            if grad is not None:
+                by_device.setdefault(grad.device, []).append((term, i, is_finite(grad)))
     for found in by_device.values():
-        for (term, i, _), good in zip(found, torch.stack([finite for _, _, finite in found]).tolist(), strict=True):
+        finite = averaging.all_have(torch.stack([finite for _, _, finite in found]))
+        for (term, i, _), good in zip(found, finite.tolist(), strict=True):
             if not good:
                 raise RuntimeError(
                     f"the gradient of term {term!r} for parameter {i} is not finite; the step is refused and nothing "

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from .averaging import Averaging
 from .hyperparameters import Hyperparameters, Term
 from .losses import Losses, check_loss, check_term, named_losses
+from .shards import described as how_spread
+from .shards import is_partial
 from .table import STORAGE_TYPES
 from .term_gradients import PendingGradients, take_gradients
 
@@ -26,12 +28,13 @@ class TermOptimizer(Optimizer):
     hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
 
     def __init__(self, params: Any, defaults: dict[str, Any], process_group: Any) -> None:
-        self._averaging = None if process_group is None else Averaging(process_group)
+        self._averaging = Averaging(process_group)
         super().__init__(params, defaults)
         self._reset()
 
     def _reset(self) -> None:
         """Forgets the waiting gradients."""
+        self._averaging.join(self._params())
         self._pending = PendingGradients(self._averaging)
         self._open_term: Term | None = None
         self._combined: list[tuple[Tensor, Tensor, int]] = []  # what the last step left in p.grad, and its version
@@ -65,8 +68,11 @@ class TermOptimizer(Optimizer):
                 raise TypeError(f"the parameter group {list(param_group)} has {kind}; give it a list of parameters")
             param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
             for i, param in enumerate(param_group["params"]):
-                check_param(i, param[1] if isinstance(param, tuple) else param)
+                param = param[1] if isinstance(param, tuple) else param
+                check_param(i, param)
+                self._averaging.check_param(i, param)
         super().add_param_group(param_group)
+        self._averaging.join(self._params())
         self._set_terms(self.terms if len(self.param_groups) > 1 else self.param_groups[0].get("terms", ()))
 
     # -- gradients -----------------------------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ class TermOptimizer(Optimizer):
         """
         if inputs is not None and not isinstance(inputs, Tensor):
             inputs = tuple(inputs)  # for each term anew
-        named = named_losses(losses, self.terms, need_finite=self._averaging is None)
+        named = named_losses(losses, self.terms, need_finite=not self._averaging)
         terms = self._with_terms(named, so_far=False)
         self._clear_grads()
         known = self.terms
@@ -127,7 +133,7 @@ class TermOptimizer(Optimizer):
         """
         name = self._name_of(term)
         if loss is not None:
-            check_loss(name, loss, need_graph=False, need_finite=self._averaging is None)
+            check_loss(name, loss, need_graph=False, need_finite=not self._averaging)
         terms = self._with_terms([name], so_far=True)
         self._clear_grads()
         self._open_term = name
@@ -144,9 +150,8 @@ class TermOptimizer(Optimizer):
     def _take(self, position: int, term: Term, loss: Tensor | None) -> None:
         """Moves what is in ``p.grad`` to the term's waiting gradients."""
         params = self._params()
-        grads = take_gradients(params, term)
-        if self._averaging is not None:
-            self._averaging.check(term, grads, params[0].device)
+        grads = take_gradients(params, term, spread=self._averaging.has_parts)
+        self._averaging.check(term, grads, params[0].device)
         self._pending.add(position, params, grads, loss)
 
     def _name_of(self, term: Term) -> Term:
@@ -217,7 +222,5 @@ def check_param(position: int, param: Any) -> None:
     if param.dtype not in STORAGE_TYPES or param.layout != torch.strided:
         supported = ", ".join(str(dtype) for dtype in STORAGE_TYPES)
         raise TypeError(f"params[{position}] is {param.dtype}, {param.layout}; it must be dense and one of {supported}")
-    if hasattr(param, "device_mesh"):
-        raise TypeError(
-            f"params[{position}] is a DTensor; sharded parameters are not supported: keep the parameters whole"
-        )
+    if is_partial(param):
+        raise TypeError(f"params[{position}] is {how_spread(param)}; give its sum: redistribute it first")

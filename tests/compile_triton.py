@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import triton
+from stages import begin
 from torch import nn
 from triton.backends.compiler import GPUTarget
 
@@ -115,6 +116,11 @@ def main(architecture: int) -> None:
     runs["unaligned"] = run(compilations, FLOAT32, SIZES, terms=3, steps=2, offset=1)
     runs["other terms"] = run(compilations, FLOAT32, SIZES, terms=2, steps=2)
     runs["all types"] = run(compilations, ALL, SIZES, terms=3, steps=2)
+    work, kernels = begin("triton", "cpu")
+    compilations.look()
+    kernels.term_norms(work)
+    kernels.balance(work)
+    runs["stages apart"] = [compilations.look()]
     runs["combined"] = run(compilations, FLOAT32, SIZES, terms=3, steps=50, combined=True)
     runs["combined, all types"] = run(compilations, ALL, SIZES, terms=3, steps=2, combined=True)
     print(json.dumps({"runs": runs, "ptx": compilations.ptx, "refused": is_refused()}))

@@ -14,6 +14,7 @@ from closeness import TooFar
 from emulation import build, load
 from formula import FAULTS
 from hypothesis import HealthCheck, given, settings
+from stages import check_other_norms, check_stages
 from strategies import cases
 from test_golden import test_golden_trace as check_golden_trace
 from test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
@@ -101,6 +102,15 @@ def test_more_addresses_than_one_launch_takes(cuda: str) -> None:
 def test_it_is_the_cuda_kernels_that_run(cuda: str) -> None:
     optimizer = Case(torch.float32, ((5,),), terms=2, **ONE).run(cuda)
     assert repr(optimizer).endswith("(cpu: cuda)")
+
+
+@in_either_way
+def test_stages_one_by_one_are_the_step(cuda: str) -> None:
+    check_stages(cuda)
+
+
+def test_norms_can_be_replaced_before_they_are_balanced(cuda: str) -> None:
+    check_other_norms(cuda)
 
 
 @in_either_way

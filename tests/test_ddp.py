@@ -135,7 +135,7 @@ def test_no_step_is_made_with_averages_that_failed(found: list[dict[str, Any]]) 
 def test_copies_average_too_and_pickles_are_refused(found: list[dict[str, Any]]) -> None:
     for of_process in found:
         assert of_process["copied"]
-        assert "with a process_group cannot be pickled; save its state_dict()" in of_process["pickled"]
+        assert "that trains with other processes cannot be pickled; save its state_dict()" in of_process["pickled"]
 
 
 def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:

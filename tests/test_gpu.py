@@ -12,6 +12,7 @@ from cases import DTYPES, LAYOUTS, Case, CombinedCase
 from closeness import TooFar, same
 from devices import captured
 from formula import FAULTS
+from stages import check_other_norms, check_stages
 from test_golden import compare_with_trace
 from torch import Tensor, nn
 from traces import NAMES
@@ -76,6 +77,12 @@ def test_faults_of_the_combined_step_are_rejected(fault: str, backend: str) -> N
     case.run(backend)
     with pytest.raises(TooFar):
         case.run(backend, fault=fault)
+
+
+@in_one_launch_too
+def test_stages_one_by_one_are_the_step(backend: str) -> None:
+    check_stages(backend, "cuda")
+    check_other_norms(backend, "cuda")
 
 
 def test_auto_takes_the_best_kernels() -> None:

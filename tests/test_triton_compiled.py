@@ -41,6 +41,10 @@ def test_sizes_numbers_and_alignments_share_kernels(compiled: dict[str, Any]) ->
     assert compiled["runs"]["other terms"] == [KERNELS, []]  # the count sees what is compiled
 
 
+def test_stages_apart_compile(compiled: dict[str, Any]) -> None:
+    assert compiled["runs"]["stages apart"] == [["fold_norms", "balance"]]
+
+
 def test_every_type_compiles(compiled: dict[str, Any]) -> None:
     first, second = compiled["runs"]["all types"]
     # One kernel per type of parameters, or of arithmetic; those of float32 alone were compiled before.

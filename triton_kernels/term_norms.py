@@ -1,9 +1,10 @@
-"""Stage 1: the sums of squares of each chunk of each term's gradient, which ``balance`` turns into norms."""
+"""Stage 1: the sums of squares of each chunk of each term's gradient, and norms from these."""
 
 import triton
 import triton.language as tl
 
 from .memory import BLOCK, VECTOR, WIDE, chunk_of, kernel, load_grad, mask_of
+from .rows import row_sums
 
 
 @triton.jit
@@ -38,3 +39,29 @@ def term_norms(
                 tl.store(out + k, squares(address, begin, end, PARAM, C, VECTOR))
             else:
                 tl.store(out + k, squares(address, begin, end, PARAM, C, 1))
+
+
+@triton.jit
+def row_norms(chunk_start, partial, r, term, is_present, TERMS: tl.constexpr, WIDTH: tl.constexpr):
+    """Norms [WIDTH] of a row's gradients from the sums of its chunks, NaN where absent."""
+    first, last = tl.load(chunk_start + r), tl.load(chunk_start + r + 1)
+    squares = row_sums(partial, first, last, term, is_present, TERMS, WIDTH)
+    return tl.where(is_present, tl.sqrt(squares), float("nan")).to(partial.dtype.element_ty)
+
+
+@kernel
+def fold_norms(
+    chunk_start,  # [rows + 1] int64
+    grad,  # [terms, rows] int64: addresses, 0 where absent
+    partial,  # [chunks, terms]
+    norms,  # [rows, terms]
+    rows: tl.int64,
+    TERMS: tl.constexpr,
+    WIDTH: tl.constexpr,  # the power of 2 from TERMS on
+):
+    """Norms from the chunks' sums; a program per row. ``balance`` can do this too."""
+    r = tl.program_id(0).to(tl.int64)
+    term = tl.arange(0, WIDTH)
+    is_present = tl.load(grad + term * rows + r, term < TERMS, other=0) != 0
+    norm = row_norms(chunk_start, partial, r, term, is_present, TERMS, WIDTH)
+    tl.store(norms + r * TERMS + term, norm, term < TERMS)

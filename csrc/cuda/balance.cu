@@ -3,10 +3,12 @@
 namespace mtadam::cuda {
 namespace {
 
-// Stage 2, a block per row.
+// The end of stage 1, unless the norms are there already (then there are no sums), and stage 2. A block per row.
 template <class S>
 __global__ void __launch_bounds__(kThreads) balance_kernel(const __grid_constant__ S slice) {
-  balance_row(slice, slice.first + blockIdx.x);
+  const int64_t r = slice.first + blockIdx.x;
+  if (slice.partial) fold_norms_row(slice, r);
+  balance_row(slice, r);
 }
 
 }  // namespace

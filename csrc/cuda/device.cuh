@@ -233,9 +233,12 @@ void launch_blocks(void (*kernel)(S), int64_t blocks, cudaStream_t stream, const
   if (blocks) launch(kernel, unsigned(blocks), threads, stream, slice);
 }
 
-// Each launches its kernels, which stand in the file of the same name, for a slice of so many chunks.
+// Each launches its kernels, which stand in the file of the same name (fold_norms: term_norms), for a slice of so many
+// chunks.
 template <class S>
 void term_norms(const S& slice, int64_t chunks, cudaStream_t stream);
+template <class S>
+void fold_norms(const S& slice, int64_t chunks, cudaStream_t stream);
 template <class S>
 void balance(const S& slice, int64_t chunks, cudaStream_t stream);
 template <class S>

@@ -73,6 +73,7 @@ void fill(S& slice, const Step<C>& step, const Device<C>& device, int64_t first,
 template <class S>
 void launch_stages(const S& slice, int64_t chunks, unsigned stages, cudaStream_t stream) {
   if (stages & kTermNorms) term_norms(slice, chunks, stream);
+  if (stages & kFoldNorms) fold_norms(slice, chunks, stream);
   if (stages & kBalance) balance(slice, chunks, stream);
   if (stages & kMtadamUpdate) mtadam_update(slice, chunks, stream);
   if (stages & kMtadamStep) mtadam_step(slice, chunks, stream);

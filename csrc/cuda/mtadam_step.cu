@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic
   } else {
     chunk_norms(slice, chunk);
     if (!row.end_norms()) return;
+    fold_norms_row(slice, chunk.row);
     balance_row(slice, chunk.row);
     row.end_balance();
   }

@@ -20,22 +20,30 @@ __device__ inline void chunk_norms(const S& slice, const Chunk& chunk) {
   }
 }
 
-// Stage 2, a thread per term: norms from the chunks' sums, running norms, scales, and what the step multiplies by.
+// Its end, once the sums of all chunks of a row are there: the row's norms.
+template <class S>
+__device__ inline void fold_norms_row(const S& slice, int64_t r) {
+  using C = typename S::Arithmetic;
+  for (int64_t first = 0; first < slice.terms; first += kNormsTile) {
+    const double sum = row_sums<kNormsTile>(slice, r, first, slice.terms);
+    const int64_t k = first + threadIdx.x;
+    if (threadIdx.x < kNormsTile && k < slice.terms)
+      slice.norm[r * slice.terms + k] = slice.grad(k, r) ? C(std::sqrt(sum)) : C(float_of(0x7fc00000u));
+  }
+  __syncthreads();
+}
+
+// Stage 2, a thread per term: running norms and scales from norms, and what the step multiplies by.
 template <class S>
 __device__ inline void balance_row(const S& slice, int64_t r) {
   using C = typename S::Arithmetic;
   const int64_t terms = slice.terms, number = slice.row[r].group;
   const Group& g = slice.group[number];
-  C* const norm = slice.norm + r * terms;
+  const C* const norm = slice.norm + r * terms;
   C* const running = slice.running + r * terms;
   if (threadIdx.x == kThreads - 1) begin_row(slice, r);
-  for (int64_t first = 0; first < terms; first += kNormsTile) {
-    const double sum = row_sums<kNormsTile>(slice, r, first, terms);
-    const int64_t k = first + threadIdx.x;
-    if (threadIdx.x >= kNormsTile || k >= terms) continue;
-    norm[k] = slice.grad(k, r) ? C(std::sqrt(sum)) : C(float_of(0x7fc00000u));
+  for (int64_t k = threadIdx.x; k < terms; k += kThreads)
     running[k] = running_norm(running[k], norm[k], C(g.beta3), g.first_nonzero != 0);
-  }
   __syncthreads();
   const C anchor = anchor_of(terms, running);
   for (int64_t k = threadIdx.x; k < terms; k += kThreads)

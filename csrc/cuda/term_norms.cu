@@ -9,6 +9,12 @@ __global__ void __launch_bounds__(kThreads) term_norms_kernel(const __grid_const
   chunk_norms(slice, chunk_of(slice, blockIdx.x));
 }
 
+// Its end, a block per row.
+template <class S>
+__global__ void __launch_bounds__(kThreads) fold_norms_kernel(const __grid_constant__ S slice) {
+  fold_norms_row(slice, slice.first + blockIdx.x);
+}
+
 }  // namespace
 
 template <class S>
@@ -16,6 +22,12 @@ void term_norms(const S& slice, int64_t chunks, cudaStream_t stream) {
   launch_blocks(term_norms_kernel<S>, chunks, stream, slice);
 }
 
+template <class S>
+void fold_norms(const S& slice, int64_t, cudaStream_t stream) {
+  launch_blocks(fold_norms_kernel<S>, slice.count, stream, slice);
+}
+
 MTADAM_INSTANTIATE(term_norms)
+MTADAM_INSTANTIATE(fold_norms)
 
 }  // namespace mtadam::cuda

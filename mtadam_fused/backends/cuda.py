@@ -16,7 +16,8 @@ from . import native
 from .device import MOST_ELEMENTS, DeviceTables, made_current
 from .native import packed
 
-TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM, MTADAM_STEP = 1, 2, 4, 8, 16, 32  # Stage of csrc/launch.h
+# Stage of csrc/launch.h.
+TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM, MTADAM_STEP, FOLD_NORMS = 1, 2, 4, 8, 16, 32, 64
 
 
 def status() -> tuple[bool, str]:
@@ -84,8 +85,7 @@ class CudaBackend:
         return device.type == "cuda"
 
     def term_norms(self, work: Work) -> None:
-        """Stage 1; the sums of a row's chunks become its norm in stage 2."""
-        self._run(work, TERM_NORMS)
+        self._run(work, TERM_NORMS | FOLD_NORMS)
 
     def balance(self, work: Work) -> None:
         self._run(work, BALANCE)
@@ -126,7 +126,7 @@ class CudaBackend:
             tables.chunk.data_ptr(),
             len(tables.chunk),
             tables.chunk_elements,
-            0 if stages == COMBINED_ADAM else tables.partial.data_ptr(),
+            0 if stages in (BALANCE, COMBINED_ADAM) else tables.partial.data_ptr(),
             tables.factors.data_ptr(),
             tables.order(work).data_ptr() if stages == MTADAM_STEP else 0,
             tables.queue.data_ptr(),

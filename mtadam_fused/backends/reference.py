@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..shards import local
 from ..table import Work
 
 
@@ -53,7 +54,7 @@ class ReferenceBackend:
                 table.dense[row].detach(),
                 [term[row] for term in work.grads],
                 table.scales[row],
-                table.states[row]["exp_avg"],
+                local(table.states[row]["exp_avg"]),
                 [term[row] for term in table.exp_avg_sqs],
                 [term[row] for term in table.max_exp_avg_sqs],
                 table.steps[row],
@@ -78,8 +79,8 @@ class ReferenceBackend:
                 table.dense[row].detach(),
                 [term[row] for term in work.grads],
                 table.scales[row],
-                table.states[row]["exp_avg"],
-                table.states[row]["exp_avg_sq"],
+                local(table.states[row]["exp_avg"]),
+                local(table.states[row]["exp_avg_sq"]),
                 table.max_exp_avg_sqs[0][row],
                 table.steps[row],
                 **adam_arguments(work, row),

@@ -107,12 +107,21 @@ class Step:
         t = self._tables
         self._for_chunks(self._kernels.term_norms, self._grads, t.partial, *self._size)
 
-    def balance(self) -> None:
+    def fold_norms(self) -> None:
+        t, table = self._tables, self._work.table
+        self._kernels.fold_norms[(len(table.params),)](
+            t.chunk_start, self._grads, t.partial, table.norms, *self._size, self._width
+        )
+
+    def balance(self, fold: bool = False) -> None:
         t, table = self._tables, self._work.table
         self._kernels.balance[(len(table.params),)](
             *(t.row, *self._hyperparameters, t.chunk_start, self._grads, t.partial, t.factors),
-            *(table.steps, table.norms, table.running, table.scales, *self._size, self._width),
+            *(table.steps, table.norms, table.running, table.scales, *self._size, self._width, fold),
         )
+
+    def fold_and_balance(self) -> None:
+        self.balance(fold=True)
 
     def mtadam_update(self) -> None:
         self._update(self._kernels.mtadam_update)
@@ -152,8 +161,7 @@ class TritonBackend:
         return device.type in DEVICE_TYPES
 
     def term_norms(self, work: Work) -> None:
-        """Stage 1; the sums of a row's chunks become its norm in stage 2."""
-        self._run(work, Step.term_norms)
+        self._run(work, Step.term_norms, Step.fold_norms)
 
     def balance(self, work: Work) -> None:
         self._run(work, Step.balance)
@@ -162,7 +170,7 @@ class TritonBackend:
         self._run(work, Step.mtadam_update)
 
     def mtadam_step(self, work: Work) -> None:
-        self._run(work, Step.term_norms, Step.balance, Step.mtadam_update)
+        self._run(work, Step.term_norms, Step.fold_and_balance, Step.mtadam_update)
 
     def term_gram(self, work: Work) -> None:
         self._run(work, Step.term_gram)
