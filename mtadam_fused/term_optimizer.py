@@ -13,7 +13,7 @@ from .averaging import Averaging
 from .hyperparameters import Hyperparameters, Term
 from .losses import Losses, check_loss, check_term, named_losses
 from .shards import described as how_spread
-from .shards import is_partial
+from .shards import is_partial, is_spread
 from .table import STORAGE_TYPES
 from .term_gradients import PendingGradients, take_gradients
 
@@ -97,8 +97,8 @@ class TermOptimizer(Optimizer):
             RuntimeError: from autograd, from the ``process_group``, or a gradient that no step can use. All waiting
                 gradients are then dropped, as by :meth:`zero_grad`.
         """
-        if inputs is not None and not isinstance(inputs, Tensor):
-            inputs = tuple(inputs)  # for each term anew
+        if inputs is not None:
+            inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)  # for each term anew
         named = named_losses(losses, self.terms, need_finite=not self._averaging)
         terms = self._with_terms(named, so_far=False)
         self._clear_grads()
@@ -106,6 +106,7 @@ class TermOptimizer(Optimizer):
         try:
             for number, (term, loss) in enumerate(named.items(), start=1):
                 torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
+                check_inputs(inputs or ())
                 self._take(terms.index(term), term, loss)
         except BaseException:
             self.zero_grad()
@@ -211,6 +212,16 @@ class TermOptimizer(Optimizer):
         self._pending.clear()
         self._combined = []
         super().zero_grad(set_to_none=True)
+
+
+def check_inputs(inputs: Iterable[Tensor]) -> None:
+    """Raises RuntimeError if a backward pass has made no gradient for any of ``inputs`` that is spread."""
+    spread = [tensor for tensor in inputs if is_spread(tensor)]
+    if spread and all(tensor.grad is None for tensor in spread):
+        raise RuntimeError(
+            "the backward pass has made no gradient for the sharded parameters among inputs: FSDP2 cannot be told its "
+            "inputs; leave inputs out"
+        )
 
 
 def check_param(position: int, param: Any) -> None:

@@ -8,7 +8,7 @@ import formula
 import pytest
 import torch
 from closeness import TooFar, check_params, check_values, same
-from processes import run_both
+from processes import run_all
 from torch import Tensor, nn
 from train_ddp import OPTIONS, STEPS, batch, gradients, losses, network
 
@@ -20,7 +20,7 @@ from mtadam_fused.rules import PCGrad
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What train_ddp.py found, in each process."""
     folder = tmp_path_factory.mktemp("ddp")
-    run_both(folder, str(Path(__file__).parent / "train_ddp.py"), str(folder))
+    run_all(2, folder, str(Path(__file__).parent / "train_ddp.py"), str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import run_both
+from processes import run_all
 
 # Each process has losses of its own; prints what the weighting inside, or outside, of DDP has come to.
 TRAIN = """
@@ -44,7 +44,7 @@ os._exit(0)  # without the end of gloo's threads, which now and then aborts a pr
 def trained(folder: Path, place: str) -> list[list[list[float]]]:
     """p, and the initial losses and their counts, of both processes."""
     (folder / place).mkdir()
-    outputs = run_both(folder / place, "-c", TRAIN, place)
+    outputs = run_all(2, folder / place, "-c", TRAIN, place)
     return [json.loads(output.splitlines()[-1]) for output in outputs]  # gloo of torch 2.8 prints before
 
 

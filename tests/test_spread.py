@@ -1,0 +1,178 @@
+"""Parameters that are spread over processes: four, each with its parts, make the steps of one that has all of it."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import formula
+import pytest
+import torch
+from closeness import TooFar, check_params, check_values, same
+from processes import run_all
+from torch import Tensor, nn
+from train_spread import OPTIONS, PROCESSES, STEPS, WEIGHTS, Network, batch
+
+Steps = list[list[Tensor]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What train_spread.py found, in each process."""
+    folder = tmp_path_factory.mktemp("spread")
+    run_all(PROCESSES, folder, str(Path(__file__).parent / "train_spread.py"), str(folder))
+    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+
+
+def term_gradients(network: Network, t: int) -> list[list[Tensor | None]]:
+    """[K][parameters], of the whole batch."""
+    params = list(network.parameters())
+    losses = network(batch(t)).values()
+    return [list(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)) for loss in losses]
+
+
+def check(steps: Steps, name: str = "plain") -> list[formula.Parameter]:
+    """Compares the parameters after each step with the float64 formula's, from gradients of the whole batch.
+
+    Raises:
+        TooFar: they differ.
+    """
+    options = dict(OPTIONS[name])
+    weights = dict(enumerate(options.pop("term_weights", {}).values()))
+    network = Network()
+    params = list(network.parameters())
+    states = [formula.Parameter(p.detach().numpy()) for p in params]
+    for t, found in enumerate(steps):
+        grads = term_gradients(network, t)
+        for i, (p, state) in enumerate(zip(params, states, strict=True)):
+            before = p.detach().clone()
+            present = {k: g.numpy() for k, row in enumerate(grads) if (g := row[i]) is not None}
+            formula.step(state, present, **options, weights=weights)
+            check_params(found[i], state.value, before)
+            p.data = torch.from_numpy(state.value).clone()
+    return states
+
+
+def agree(values: list[Steps]) -> bool:
+    """Whether all processes have the same."""
+    return all(same(chain(*steps), chain(*values[0])) for steps in values)
+
+
+WAYS = [f"FSDP2, {name}, {backend}" for name in OPTIONS for backend in ("cpu", "reference")]
+WAYS += [
+    "FSDP2 replicated",
+    "FSDP2, gathered once",
+    "FSDP2, accumulated",
+    "tensor parallel",
+    "tensor and data parallel",
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_many_processes_make_the_steps_of_one(way: str, found: list[dict[str, Any]]) -> None:
+    steps = [of_process[way] for of_process in found]
+    assert len(steps[0]) == STEPS
+    check(steps[0], "all" if "all" in way.split(", ") else "plain")
+    assert agree(steps)
+
+
+def test_with_norms_of_parts_they_do_not(found: list[dict[str, Any]]) -> None:
+    with pytest.raises(TooFar):
+        check(found[0]["parts for themselves"])
+
+
+def test_combined_gradients_are_left_in_parts(found: list[dict[str, Any]]) -> None:
+    states = check(found[0]["FSDP2, plain, cpu"][:2])
+    for of_process in found:
+        for grad, state in zip(of_process["combined gradients"], states, strict=True):
+            check_values(grad, state.combined, 1e-12, 1e-15)
+
+
+def check_rule(steps: Steps, gram: Tensor, losses: Tensor) -> None:
+    """Compares with torch.optim.Adam on the weighted sum, and with dot products and losses of the whole batch.
+
+    Raises:
+        TooFar: they differ.
+    """
+    network = Network()
+    adam = torch.optim.Adam(network.parameters(), lr=0.1)
+    for t, found in enumerate(steps):
+        before = [p.detach().clone() for p in network.parameters()]
+        values = torch.stack(list(network(batch(t)).values()))
+        shared = [torch.cat([g.flatten() for g in row[:2] if g is not None]) for row in term_gradients(network, t)]
+        adam.zero_grad()
+        (values * torch.tensor(list(WEIGHTS.values()))).sum().backward()
+        adam.step()
+        for p, p_before, p_found in zip(network.parameters(), before, found, strict=True):
+            check_params(p_found, p.detach().numpy(), p_before)
+    products = torch.stack(shared) @ torch.stack(shared).t()
+    check_values(gram, products.numpy(), 1e-12, 1e-15)
+    check_values(losses, values.detach().numpy(), 1e-12)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_rule_sees_the_whole_and_its_weights_are_agreed_on(backend: str, found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        check_rule(*of_process[f"rule, {backend}"])
+    assert agree([of_process[f"rule, {backend}"][0] for of_process in found])
+
+
+def test_dot_products_of_parts_are_seen(found: list[dict[str, Any]]) -> None:
+    with pytest.raises(TooFar):
+        check_rule(*found[0]["rule, parts for themselves"])
+
+
+def test_what_is_not_finite_in_one_part_is_refused_in_all(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        (first, second, third, _), params = of_process["not finite"]
+        assert (first, third) == ("none", "none")
+        assert second.startswith("the gradient of term 'fit' for parameter 0 is not finite")
+        assert not same(params[0], params[2])
+        assert same(params[0], params[1])
+
+
+def test_what_is_not_finite_in_one_part_skips_the_scaled_step_in_all(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        (*errors, scale), params = of_process["scaled"]
+        assert errors == ["none"] * 3
+        assert scale == "512.0"
+        assert not same(params[0], params[2])
+        assert same(params[0], params[1])
+
+
+def test_checkpoints_go_on_over_as_many_processes_and_over_others(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        resumed = of_process["resumed"]
+        assert same(chain(*resumed["resumed"]), chain(*resumed["without a break"]))
+        check([*of_process["FSDP2, plain, cpu"][:2], *resumed["resumed over others"]])
+        assert same(chain(*resumed["without a break"]), chain(*of_process["FSDP2, plain, cpu"][2:]))
+
+
+ERRORS = {
+    "process_group": "process_group has the processes [0, 1, 2, 3], which have different parts of params[0]; leave",
+    "partial": "params[0] is (Partial(sum),) over DeviceMesh",
+    "inputs": "no gradient for the sharded parameters among inputs: FSDP2 cannot be told its inputs; leave inputs out",
+    "state": "the saved exp_avg of parameter 0 is in one piece, the parameter (Shard(dim=0),) over DeviceMesh",
+    "another mesh": "the gradient of term 'other' for parameter 0 is (Replicate(), Replicate()) over DeviceMesh",
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str, found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        assert ERRORS[name] in of_process["errors"][name]
+
+
+def test_other_terms_in_another_process_are_an_error(found: list[dict[str, Any]]) -> None:
+    for rank, of_process in enumerate(found):
+        other = 1 if rank == 0 else 0
+        expected = f"process {other} of the group has first gradients of term {'abcd'[other]!r}, this one of term"
+        assert expected in of_process["errors"]["terms"]
+        assert of_process["errors"]["nothing has changed"] == "none{}"
+
+
+def test_readme_example(found: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    initial = list(nn.Linear(3, 3).state_dict().values())
+    for of_process in found:
+        assert same(of_process["README"], found[0]["README"])
+        assert not same(of_process["README"], initial)
