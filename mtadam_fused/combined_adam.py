@@ -36,7 +36,8 @@ class CombinedAdam(FusedOptimizer):
 
     Args:
         params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to
-            ``decoupled_weight_decay``.
+            ``decoupled_weight_decay``. They may be sharded (DTensors, as of FSDP2): then dot products are of the whole,
+            and the state is sharded as well.
         rule: how to weight the terms: an object of :mod:`mtadam_fused.rules`, or of a subclass of its ``Rule``. Its
             state is saved with the optimizer's.
         lr: learning rate; a number, or a Tensor of one element.
@@ -57,7 +58,8 @@ class CombinedAdam(FusedOptimizer):
             same terms, which reach the same parameters, in the same order: a difference is an error where a term is new
             in all of them; later it can hang, or mix different terms. Under DistributedDataParallel run forward and
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
-            alone. Default: no averaging.
+            alone. Default: no averaging, but of losses where parameters are sharded; what shards them averages the
+            gradients.
 
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among

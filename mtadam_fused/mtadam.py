@@ -34,6 +34,7 @@ class MTAdam(FusedOptimizer):
 
     Args:
         params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to ``norm_init``.
+            They may be sharded (DTensors, as of FSDP2): then norms are of the whole, and the state is sharded as well.
         lr: learning rate; a number, or a Tensor of one element.
         betas: decay of the first moment, of the second moments, and of the running norms, each in [0, 1).
         eps: added to the denominator.
@@ -58,7 +59,8 @@ class MTAdam(FusedOptimizer):
             same terms, which reach the same parameters, in the same order: a difference is an error where a term is new
             in all of them; later it can hang, or mix different terms. Under DistributedDataParallel run forward and
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
-            alone. Default: no averaging.
+            alone. Default: no averaging, but of losses where parameters are sharded; what shards them averages the
+            gradients.
 
     Raises:
         ValueError: a hyper-parameter out of its range, or no such backend.
