@@ -94,7 +94,7 @@ class FusedOptimizer(TermOptimizer):
         works = [self._work(table, grads, groups, weights) for table in tables]
         for work in works:
             for row in work.staged:
-                work.table.dense[row].copy_(work.table.local[row])
+                work.table.dense[row].copy_(work.table.parts[row])
         self._update(works)
         self._pending.clear()
         self._combined = []
@@ -138,11 +138,11 @@ class FusedOptimizer(TermOptimizer):
         """Shows users and autograd what the kernels wrote."""
         table = work.table
         for row in work.staged:
-            table.local[row].copy_(table.dense[row])
+            table.parts[row].copy_(table.dense[row])
         # The kernels write behind autograd's back.
         torch.autograd.graph.increment_version(list(compress(table.params, work.reached)))
         if table.is_spread:
-            torch.autograd.graph.increment_version(list(compress(table.local, work.reached)))
+            torch.autograd.graph.increment_version(list(compress(table.parts, work.reached)))
         for param, combined in zip(table.params, work.combined or (), strict=False):
             if combined is not None:
                 param.grad = spread_like(param, combined)

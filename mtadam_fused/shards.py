@@ -1,6 +1,6 @@
 """Tensors that are spread over processes: DTensors, as FSDP2 and tensor parallelism make them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,15 @@ def is_partial(tensor: Any) -> bool:
     return is_spread(tensor) and any(placement.is_partial() for placement in tensor.placements)
 
 
-def local(tensor: Any) -> Tensor:
-    """The part of ``tensor`` that is in this process, in the same memory."""
-    if not is_spread(tensor):
-        return tensor
-    with torch.no_grad():
-        return tensor.to_local()
+@torch.no_grad()
+def parts(tensors: Iterable[Any]) -> list[Any]:
+    """Of each tensor the part that is in this process, in the same memory; None for None."""
+    return [tensor.to_local() if is_spread(tensor) else tensor for tensor in tensors]
+
+
+def part(tensor: Any) -> Any:
+    """The part of ``tensor`` that is in this process, in the same memory; None for None."""
+    return parts([tensor])[0] if is_spread(tensor) else tensor
 
 
 def spread_like(like: Any, part: Tensor) -> Tensor:
@@ -35,12 +38,13 @@ def spread_like(like: Any, part: Tensor) -> Tensor:
 
 def over_same_processes(one: Any, other: Any) -> bool:
     """Whether both are in one piece, or spread over the same processes."""
-    return is_spread(one) == is_spread(other) and (not is_spread(one) or one.device_mesh == other.device_mesh)
+    mesh, its = getattr(one, "device_mesh", None), getattr(other, "device_mesh", None)
+    return mesh is its or mesh == its
 
 
 def are_spread_alike(one: Any, other: Any) -> bool:
     """Whether both are in one piece, or over the same processes in the same parts."""
-    return over_same_processes(one, other) and (not is_spread(one) or one.placements == other.placements)
+    return over_same_processes(one, other) and getattr(one, "placements", ()) == getattr(other, "placements", ())
 
 
 def placed_as(like: Any, tensor: Any) -> Tensor:

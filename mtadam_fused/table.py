@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .hyperparameters import Hyperparameters
 from .reference import arithmetic_type
-from .shards import groups_over, is_spread, local, spread_like, summed
+from .shards import groups_over, is_spread, part, parts, spread_like, summed
 
 # Storage types and their codes in csrc/launch.h.
 STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -33,8 +33,9 @@ Moments = list[list[Tensor | None]]  # [K or 1][L], None where there is none
 def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value`` in the memory layout of ``like`` (made dense where it has gaps); a copy only where it has to be."""
     if is_spread(like):
-        part = dense_like(local(like), local(value), dtype)
-        return value if part is local(value) else spread_like(like, part)
+        own = part(value)
+        dense = dense_like(part(like), own, dtype)
+        return value if dense is own else spread_like(like, dense)
     layout = torch.empty_like(like, dtype=dtype, device="meta")
     same_place = value.device == like.device and value.stride() == layout.stride()
     if value.dtype == dtype and same_place and not value.is_neg():  # a bit that says: what is in memory, negated
@@ -92,7 +93,7 @@ class Table:
     running: Tensor = field(init=False)  # [L, K] running norms, NaN before the first
     norms: Tensor = field(init=False)  # [L, K] of the last step, NaN where absent
     scales: Tensor = field(init=False)  # [L, K] what the last step multiplied the gradients by
-    local: list[Tensor] = field(init=False)  # [L] the parameters, or of those that are spread this process' part
+    parts: list[Tensor] = field(init=False)  # [L] the parameters, or of those that are spread this process' part
     dense: list[Tensor] = field(init=False)  # [L] the same, or dense buffers for those with gaps
     staged: list[int] = field(init=False)  # rows of the parameters with gaps
 
@@ -110,9 +111,9 @@ class Table:
             if "norms" in state:
                 self.running[row, : len(state["norms"])] = state["norms"]
                 state["norms"] = self.running[row]
-        self.local = list(map(local, self.params))
-        self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.local]
-        self.staged = [row for row, p in enumerate(self.local) if p.data_ptr() != self.dense[row].data_ptr()]
+        self.parts = parts(self.params)
+        self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.parts]
+        self.staged = [row for row, p in enumerate(self.parts) if p.data_ptr() != self.dense[row].data_ptr()]
 
     @cached_property
     def gram(self) -> Tensor:
@@ -126,16 +127,16 @@ class Table:
 
     def make_norms_whole(self) -> None:
         """Makes ``norms`` of parts those of whole gradients."""
-        for groups, rows in self._parts:
+        for groups, rows in self._rows_of_groups:
             squares = self.norms[rows].double().square()
             self.norms[rows] = summed(squares, groups).sqrt().to(self.dtype)
 
     def over_rows(self, values: Tensor) -> Tensor:
         """The sum over rows of ``values`` [L, ...], and over the processes that have parts of them."""
-        return reduce(torch.add, (summed(values[rows].sum(dim=0), groups) for groups, rows in self._parts))
+        return reduce(torch.add, (summed(values[rows].sum(dim=0), groups) for groups, rows in self._rows_of_groups))
 
     @cached_property
-    def _parts(self) -> list[tuple[tuple[Any, ...], Any]]:
+    def _rows_of_groups(self) -> list[tuple[tuple[Any, ...], Any]]:
         """Process groups, and the rows of the parameters of which these have parts."""
         rows: dict[tuple[Any, ...], list[int]] = {}
         for row, p in enumerate(self.params):
@@ -147,12 +148,12 @@ class Table:
     @cached_property
     def exp_avg_sqs(self) -> Moments:
         names = second_moments(range(self.terms), self.per_term)
-        return [[part_of(state, name) for state in self.states] for name in names]
+        return [[part(state.get(name)) for state in self.states] for name in names]
 
     @cached_property
     def max_exp_avg_sqs(self) -> Moments:
         names = second_moments(range(self.terms), self.per_term)
-        maxima = [[part_of(state, f"max_{name}") for state in self.states] for name in names]
+        maxima = [[part(state.get(f"max_{name}")) for state in self.states] for name in names]
         # They stay in the state when AMSGrad is turned off.
         return [[m if on else None for m, on in zip(row, self.amsgrad, strict=True)] for row in maxima]
 
@@ -161,7 +162,7 @@ class Table:
         """``Row`` of csrc/launch.h, for each parameter."""
         table = array("q")
         for dense, state, group in zip(self.dense, self.states, self.groups, strict=True):
-            exp_avg = local(state["exp_avg"]).data_ptr() if state else 0
+            exp_avg = part(state["exp_avg"]).data_ptr() if state else 0
             table.extend((dense.data_ptr(), exp_avg, dense.numel(), group, STORAGE_TYPES[dense.dtype]))
         return table
 
@@ -185,11 +186,6 @@ class Table:
     @cached_property
     def no_addresses(self) -> array:
         return array("q", bytes(8 * len(self.params)))
-
-
-def part_of(state: State, name: str) -> Tensor | None:
-    """This process' part of a tensor of the state, None where there is none."""
-    return local(state[name]) if name in state else None
 
 
 def addresses(tensors: Sequence[Sequence[Tensor | None]]) -> array:

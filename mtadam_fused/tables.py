@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .reference import arithmetic_type
-from .shards import local
+from .shards import part, parts
 from .table import State, Table, TermGradients, grow_state, moments, second_moments
 from .term_gradients import fit_gradients
 
@@ -48,7 +48,7 @@ class Tables:
         """
         params = [p for group in groups for p in group["params"]]
         if not (self._are_of(groups, params, state, len(grads)) and self._cover(grads)):
-            fit_gradients(grads, list(map(local, params)))
+            fit_gradients(grads, parts(params))
             check_state(state, params)
             before()
             amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
@@ -81,8 +81,8 @@ class Tables:
     def _layout_of(self, groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
         """What the tables depend on besides the state."""
         sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
-        parts = list(map(local, params)) if self._is_spread else params
-        return terms, sizes, [p.data_ptr() for p in parts], [p.stride() for p in parts], [p.numel() for p in parts]
+        own = parts(params) if self._is_spread else params
+        return terms, sizes, [p.data_ptr() for p in own], [p.stride() for p in own], [p.numel() for p in own]
 
     def _cover(self, grads: TermGradients) -> bool:
         """Whether every pair that has a gradient has its state."""
@@ -101,7 +101,7 @@ def addresses_of_one(state: MutableMapping[Tensor, State]) -> list[int]:
     """Those of the first parameter's tensors. To look at all would take as long as the rest of a step; what gives the
     tensors of a state other memory (``share_memory_``, a loop that moves them) does it to all."""
     first = next(iter(state.values()), {}).values()
-    return [local(value).data_ptr() for value in first if isinstance(value, Tensor)]
+    return [part(value).data_ptr() for value in first if isinstance(value, Tensor)]
 
 
 def check_state(state: MutableMapping[Tensor, State], params: list[Tensor]) -> None:

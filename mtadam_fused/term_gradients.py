@@ -12,7 +12,7 @@ from .averaging import Averaging
 from .hyperparameters import Term
 from .reference import arithmetic_type
 from .shards import described as how_spread
-from .shards import is_spread, local, over_same_processes, placed_as
+from .shards import over_same_processes, parts, placed_as
 from .table import TermGradients, dense_like
 
 
@@ -127,12 +127,11 @@ def take_gradients(params: Sequence[Tensor], term: Term, *, spread: bool = False
     grads = [p.grad for p in params]
     for p in params:
         p.grad = None
+    if spread:
+        grads, params = parts_of_gradients(grads, params, term), parts(params)
     for i, (grad, p) in enumerate(zip(grads, params, strict=True)):
         if grad is None:
             continue
-        if spread and (is_spread(grad) or is_spread(p)):
-            grad, p = part_of_gradient(grad, p, i, term), local(p)
-            grads[i] = grad
         if grad.dtype != p.dtype or grad.device != p.device or grad.layout != torch.strided or grad.shape != p.shape:
             check_gradient(grad, p, i, term)
             grads[i] = dense_like(p, grad, arithmetic_type(p.dtype))
@@ -141,18 +140,23 @@ def take_gradients(params: Sequence[Tensor], term: Term, *, spread: bool = False
     return grads
 
 
-def part_of_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> Tensor:
-    """The part of ``grad`` in this process, which has the same part of ``param``.
+def parts_of_gradients(grads: Sequence[Tensor | None], params: Sequence[Tensor], term: Term) -> list[Tensor | None]:
+    """Those parts of ``grads`` that are in this process as the same parts of ``params`` are.
 
     Raises:
-        RuntimeError: only one of them is spread over processes, or each over others.
+        RuntimeError: a gradient and its parameter are not spread over the same processes.
     """
-    if not over_same_processes(grad, param):
-        raise RuntimeError(
-            f"the gradient of term {term!r} for parameter {position} is {how_spread(grad)}, the parameter "
-            f"{how_spread(param)}; make the gradient as the parameter is"
-        )
-    return local(placed_as(param, grad))  # a sum that is yet to be made becomes one
+    placed = list(grads)
+    for i, (grad, p) in enumerate(zip(grads, params, strict=True)):
+        if grad is None:
+            continue
+        if not over_same_processes(grad, p):
+            raise RuntimeError(
+                f"the gradient of term {term!r} for parameter {i} is {how_spread(grad)}, the parameter "
+                f"{how_spread(p)}; make the gradient as the parameter is"
+            )
+        placed[i] = placed_as(p, grad)  # a sum that is yet to be made becomes one
+    return parts(placed)
 
 
 def fit_gradients(grads: TermGradients, params: Sequence[Tensor]) -> None:

@@ -24,7 +24,7 @@ def begin(backend: str, device: str) -> tuple[Work, Backend]:
 
 
 def values(table: Table) -> list[Tensor]:
-    found = [table.steps, table.running, table.norms.nan_to_num(-1), table.scales, *table.local]
+    found = [table.steps, table.running, table.norms.nan_to_num(-1), table.scales, *table.parts]
     return found + [value for state in table.states for value in state.values()]
 
 

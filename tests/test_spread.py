@@ -82,6 +82,12 @@ def test_combined_gradients_are_left_in_parts(found: list[dict[str, Any]]) -> No
             check_values(grad, state.combined, 1e-12, 1e-15)
 
 
+def test_gradients_are_summed_that_are_not_yet(found: list[dict[str, Any]]) -> None:
+    norm = 10 * torch.arange(6.0).norm()
+    for of_process in found:
+        assert torch.allclose(of_process["to be summed"], norm.expand(2))
+
+
 def check_rule(steps: Steps, gram: Tensor, losses: Tensor) -> None:
     """Compares with torch.optim.Adam on the weighted sum, and with dot products and losses of the whole batch.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from mtadam_fused import CombinedAdam, MTAdam, table
@@ -201,6 +201,20 @@ def resumed(folder: Path) -> dict[str, list[list[Tensor]]]:
     return found
 
 
+def gradient_to_be_summed() -> Tensor:
+    """The norms of gradients of which each process has a summand."""
+    mesh = init_device_mesh("cpu", (4,))
+    params = [
+        nn.Parameter(distribute_tensor(torch.ones(6), mesh, [placement])) for placement in (Replicate(), Shard(0))
+    ]
+    optimizer = MTAdam(params)
+    with optimizer.term("a"):
+        for p in params:
+            p.grad = DTensor.from_local(torch.arange(6.0) * (1 + dist.get_rank()), mesh, [Partial()])
+    optimizer.step()
+    return optimizer.term_norms()["a"]
+
+
 def errors() -> dict[str, str]:
     mesh = init_device_mesh("cpu", (4,))
     network, world = sharded(4), dist.group.WORLD
@@ -260,6 +274,7 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["FSDP2, gathered once"] = gathered_once()
     found["combined gradients"] = combined_gradients()
     found["not finite"], found["scaled"] = not_finite_in_one(scaled=False), not_finite_in_one(scaled=True)
+    found["to be summed"] = gradient_to_be_summed()
     found["resumed"] = resumed(folder)
     found["errors"] = errors()
     found["README"] = readme_example()

@@ -109,7 +109,7 @@ class DeviceTables:
         table = work.table
         if is_capturing(table.device):
             raise RuntimeError("make a first step outside of the CUDA graph: it allocates what the kernels need")
-        numels = torch.tensor([p.numel() for p in table.local], device="cpu")
+        numels = torch.tensor([p.numel() for p in table.parts], device="cpu")
         self.chunk_elements = chunk_elements(int(numels.sum()), most_elements)
         self.chunks = chunk_table(numels, self.chunk_elements)  # on the host
         starts = torch.searchsorted(self.chunks[:, 0].contiguous(), torch.arange(len(numels) + 1, device="cpu"))

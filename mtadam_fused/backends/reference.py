@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..shards import local
+from ..shards import part
 from ..table import Work
 
 
@@ -54,7 +54,7 @@ class ReferenceBackend:
                 table.dense[row].detach(),
                 [term[row] for term in work.grads],
                 table.scales[row],
-                local(table.states[row]["exp_avg"]),
+                part(table.states[row]["exp_avg"]),
                 [term[row] for term in table.exp_avg_sqs],
                 [term[row] for term in table.max_exp_avg_sqs],
                 table.steps[row],
@@ -79,8 +79,8 @@ class ReferenceBackend:
                 table.dense[row].detach(),
                 [term[row] for term in work.grads],
                 table.scales[row],
-                local(table.states[row]["exp_avg"]),
-                local(table.states[row]["exp_avg_sq"]),
+                part(table.states[row]["exp_avg"]),
+                part(table.states[row]["exp_avg_sq"]),
                 table.max_exp_avg_sqs[0][row],
                 table.steps[row],
                 **adam_arguments(work, row),
