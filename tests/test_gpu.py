@@ -21,6 +21,7 @@ from training import OPTIMIZERS, Training, begun
 from mtadam_fused import MTAdam
 from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
+from mtadam_fused.shards import parts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -158,17 +159,39 @@ def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.skipif(not (dist.is_available() and dist.is_nccl_available()), reason="this torch has no NCCL")
-def test_averages_over_one_process(backend: str, tmp_path: Path) -> None:
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone, on NCCL."""
+    if not (dist.is_available() and dist.is_nccl_available()):
+        pytest.skip("this torch has no NCCL")
     dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
-    try:
-        for name in ("MTAdam", "GradNorm"):
-            averaged, alone = (begun(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
-            for training in (averaged, alone):
-                training.step()
-            assert same(averaged.params, alone.params)
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", ["MTAdam", "GradNorm"])
+def test_averages_over_one_process(name: str, backend: str) -> None:
+    averaged, alone = (begun(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
+    for training in (averaged, alone):
+        training.step()
+    assert same(averaged.params, alone.params)
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", ["MTAdam", "GradNorm"])
+def test_shards_of_one_process(name: str, backend: str) -> None:
+    """The same bits as of parameters in one piece, and no wait for the device."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh("cuda", (1,))
+    spread = begun(name, "cuda", backend, place=lambda t: DTensor.from_local(t, mesh, [Shard(0)]))
+    whole = begun(name, "cuda", backend)
+    with waiting_raises():
+        spread.step()
+    whole.step()
+    assert same(parts(spread.params), whole.params)
 
 
 def test_more_elements_than_32_bits_count(backend: str) -> None:

@@ -47,11 +47,14 @@ def begun(
     terms: int = 3,
     sizes: Sequence[int] = (1, 7, 4097, 100_000),
     dtype: torch.dtype = torch.float32,
+    place: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     **options: Any,
 ) -> Training:
+    """A training that has begun; what parameters and gradients are made of goes through ``place``."""
     torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(n, device=device, dtype=dtype)) for n in sizes]
-    grads = [[10.0 ** (k % 3) * torch.randn_like(p) for p in params] for k in range(terms)]
+    values = [torch.randn(n, device=device, dtype=dtype) for n in sizes]
+    params = [nn.Parameter(place(value)) for value in values]
+    grads = [[place(10.0 ** (k % 3) * torch.randn_like(value)) for value in values] for k in range(terms)]
     losses = [torch.rand((), device=device) for _ in range(terms)]
     optimizer: FusedOptimizer
     if name == "MTAdam":
