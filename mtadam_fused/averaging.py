@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .hyperparameters import Term
-from .shards import groups_of_meshes, groups_over
+from .shards import groups_of_meshes, groups_over, ranks_of
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that travel together, as in DistributedDataParallel
 ALIGNMENT = 16  # bytes, of each gradient in a bucket: kernels read so many at once
@@ -44,8 +44,8 @@ class Averaging:
 
     def check_param(self, position: int, param: Tensor) -> None:
         """Raises TypeError if ``process_group`` would average different parts of ``param``."""
-        for group in groups_over(param) if self._group is not None else ():
-            both = set(dist.get_process_group_ranks(group)) & set(dist.get_process_group_ranks(self._group))
+        for ranks in ranks_of(groups_over(param)) if self._group is not None else ():
+            both = set(ranks) & set(dist.get_process_group_ranks(self._group))
             if len(both) > 1:
                 raise TypeError(
                     f"process_group has the processes {sorted(both)}, which have different parts of "
@@ -65,24 +65,29 @@ class Averaging:
             device: where the group can send from.
 
         Raises:
-            RuntimeError: another process has other first gradients.
+            RuntimeError: another process has other first gradients; in all processes.
         """
         if term in self._checked or not self:
             return
         name, reached = repr(term), [i for i, grad in enumerate(grads) if grad is not None]
         shown = name.encode()[:NAME_BYTES].ljust(NAME_BYTES)
         own = torch.tensor(list(sha256(repr((name, reached)).encode()).digest() + shown), dtype=torch.uint8)
+        others = []
         for group in self._groups:
             found = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size(group))]
             dist.all_gather(found, own.to(device), group)
-            for number, its in enumerate(torch.stack(found).cpu()):
-                if not torch.equal(its, own):
-                    its_name = bytes(its[-NAME_BYTES:].tolist()).decode(errors="replace").rstrip()
-                    raise RuntimeError(
-                        f"process {number} of the group has first gradients of term {its_name}, this one of term "
-                        f"{name}, or for other parameters; give the same terms in every process, in the same order, "
-                        "and a loss of zeros (0 * out.sum()) where a process has nothing of a term"
-                    )
+            others += [
+                f"process {number} of the group has first gradients of term "
+                + bytes(its[-NAME_BYTES:].tolist()).decode(errors="replace").rstrip()
+                for number, its in enumerate(torch.stack(found).cpu())
+                if not torch.equal(its, own)
+            ]
+        if not self.all_have(torch.tensor([not others], device=device)):  # also where only others see a difference
+            raise RuntimeError(
+                f"{(others or ['processes of other groups have first gradients of other terms'])[0]}, this one of term "
+                f"{name}, or for other parameters; give the same terms in every process, in the same order, and a loss "
+                "of zeros (0 * out.sum()) where a process has nothing of a term"
+            )
         self._checked.add(term)
 
     def start(self, grads: list[Tensor | None]) -> None:
@@ -119,10 +124,7 @@ class Averaging:
 
     def all_have(self, flags: Tensor) -> Tensor:
         """Which of ``flags`` are True in all processes."""
-        missing = flags.logical_not().float()
-        for group in self._groups:
-            dist.all_reduce(missing, group=group)
-        return missing == 0
+        return self.averaged(flags.logical_not().float()) == 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Averaging":
         return Averaging(self._group)

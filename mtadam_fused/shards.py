@@ -65,10 +65,15 @@ def groups_over(tensor: Any) -> tuple[Any, ...]:
     return tuple(mesh.get_group(i) for i, placement in enumerate(placements) if not placement.is_replicate())
 
 
+def ranks_of(groups: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    """The processes of each group: groups of the same processes do the same."""
+    return tuple(tuple(torch.distributed.get_process_group_ranks(group)) for group in groups)
+
+
 def groups_of_meshes(tensors: Sequence[Any]) -> list[Any]:
     """Process groups along all directions of the tensors' meshes."""
     meshes = dict.fromkeys(tensor.device_mesh for tensor in tensors if is_spread(tensor))
-    return list(dict.fromkeys(mesh.get_group(i) for mesh in meshes for i in range(mesh.ndim)))
+    return list({ranks_of([group]): group for mesh in meshes for group in mesh.get_all_groups()}.values())
 
 
 def summed(values: Tensor, groups: Sequence[Any]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .hyperparameters import Hyperparameters
 from .reference import arithmetic_type
-from .shards import groups_over, is_spread, part, parts, spread_like, summed
+from .shards import groups_over, is_spread, part, parts, ranks_of, spread_like, summed
 
 # Storage types and their codes in csrc/launch.h.
 STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -138,12 +138,13 @@ class Table:
     @cached_property
     def _rows_of_groups(self) -> list[tuple[tuple[Any, ...], Any]]:
         """Process groups, and the rows of the parameters of which these have parts."""
-        rows: dict[tuple[Any, ...], list[int]] = {}
+        found: dict[object, tuple[tuple[Any, ...], list[int]]] = {}
         for row, p in enumerate(self.params):
-            rows.setdefault(groups_over(p), []).append(row)
-        if len(rows) == 1:
-            return [(groups, slice(None)) for groups in rows]
-        return [(groups, torch.tensor(of_groups, device=self.device)) for groups, of_groups in rows.items()]
+            groups = groups_over(p)
+            found.setdefault(ranks_of(groups), (groups, []))[1].append(row)
+        if len(found) == 1:
+            return [(groups, slice(None)) for groups, _ in found.values()]
+        return [(groups, torch.tensor(rows, device=self.device)) for groups, rows in found.values()]
 
     @cached_property
     def exp_avg_sqs(self) -> Moments:

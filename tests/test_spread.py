@@ -168,6 +168,8 @@ def test_other_terms_in_another_process_are_an_error(found: list[dict[str, Any]]
         other = 1 if rank == 0 else 0
         expected = f"process {other} of the group has first gradients of term {'abcd'[other]!r}, this one of term"
         assert expected in of_process["errors"]["terms"]
+        seen = ["processes of other groups have", *["process 1 of the group has"] * 2, "process 0 of the group has"]
+        assert of_process["errors"]["terms, two by two"].startswith(seen[rank])
         assert of_process["errors"]["nothing has changed"] == "none{}"
 
 

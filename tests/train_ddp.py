@@ -102,15 +102,17 @@ def averaged(rank: int) -> list[Tensor | None]:
 
 
 def order_of_work(model: DistributedDataParallel) -> list[str]:
-    """Of one step."""
+    """Of one step, which is not the first."""
     events = []
 
     def noted(*args: Any, async_op: bool = False, **options: Any) -> Any:
         events.append("async average" if async_op else "average")
         return all_reduce(*args, async_op=async_op, **options)
 
-    dist.all_reduce = noted
     optimizer = MTAdam(model.parameters(), process_group=dist.group.WORLD)
+    trained(optimizer, model)
+    optimizer.zero_grad()
+    dist.all_reduce = noted
     with model.no_sync():
         of_terms = losses(model, next(model.parameters()), batch(0))
         for loss in of_terms.values():

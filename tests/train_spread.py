@@ -219,6 +219,8 @@ def errors() -> dict[str, str]:
     mesh = init_device_mesh("cpu", (4,))
     network, world = sharded(4), dist.group.WORLD
     optimizer = MTAdam(network.parameters())
+    two_by_two = sharded(2, 2)
+    two_by_two_optimizer = MTAdam(two_by_two.parameters())
     weight: Any = network.first.weight
     partial = nn.Parameter(DTensor.from_local(torch.ones(2), mesh, [Partial()]))
     in_one_piece = MTAdam(Network().double().parameters())
@@ -236,6 +238,9 @@ def errors() -> dict[str, str]:
         "inputs": error_of(lambda: optimizer.backward(network(own_rows(0)), inputs=[weight])),
         "terms": error_of(lambda: optimizer.backward({"abcd"[dist.get_rank()]: network(own_rows(0))["fit"]})),
         "state": error_of(lambda: optimizer.load_state_dict(in_one_piece.state_dict())),
+        "terms, two by two": error_of(
+            lambda: two_by_two_optimizer.backward({"aaab"[dist.get_rank()]: two_by_two(own_rows(0))["fit"]})
+        ),
         "another mesh": error_of(give_a_gradient),
         "nothing has changed": error_of(optimizer.step) + str(dict(optimizer.state)),
     }
