@@ -1,8 +1,18 @@
-"""Processes of a gloo group on this machine."""
+"""Processes of a gloo group on this machine: how they are started, and what all of them do."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from documentation import python_blocks
+from torch import Tensor, nn
+
+from mtadam_fused import MTAdam
 
 
 def run_all(number: int, folder: Path, *arguments: str) -> list[str]:
@@ -15,3 +25,29 @@ def run_all(number: int, folder: Path, *arguments: str) -> list[str]:
     outputs = [run.communicate(timeout=100)[0] for run in runs]
     assert [run.returncode for run in runs] == [0] * number
     return outputs
+
+
+def leave(folder: Path, rank: int, found: Any) -> None:
+    """Ends a process, with what it has found saved in the folder."""
+    torch.save(found, folder / f"{rank}.pt")
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # without the end of gloo's threads, which now and then aborts a process
+
+
+def error_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error)
+    return "none"
+
+
+def readme_example(wrapper: Any) -> list[Tensor]:
+    """The state of the network after README's example with ``wrapper``, on other data in each process."""
+    (example,) = (block for block in python_blocks() if f"{wrapper.__name__}(" in block)
+    torch.manual_seed(0)
+    network = nn.Linear(3, 3)
+    names = {"torch": torch, wrapper.__name__: wrapper, "MTAdam": MTAdam, "network": network}
+    exec(example, names | {"loader": [torch.randn(5, 3) * (1 + dist.get_rank())] * 2})
+    return list(network.state_dict().values())

@@ -4,12 +4,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import formula
 import pytest
 import torch
-from closeness import TooFar, check_params, check_values, same
+from closeness import TooFar, check_values, same
 from processes import run_all
-from torch import Tensor, nn
+from steps import Steps, check_steps, term_gradients
+from torch import nn
 from train_ddp import OPTIONS, STEPS, batch, gradients, losses, network
 
 from mtadam_fused import CombinedAdam, MTAdam, averaging
@@ -24,30 +24,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def term_gradients(model: nn.Sequential, t: int) -> list[list[Tensor | None]]:
-    """[K][parameters], of the whole batch."""
-    params = list(model.parameters())
-    of_terms = losses(model, params[0], batch(t)).values()
-    return [list(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)) for loss in of_terms]
-
-
-def check(steps: list[list[Tensor]]) -> None:
-    """Compares the parameters after each step with the float64 formula's, from gradients of the whole batch.
-
-    Raises:
-        TooFar: they differ.
-    """
+def check(steps: Steps) -> None:
+    """See ``check_steps``."""
     model = network()
-    params = list(model.parameters())
-    states = [formula.Parameter(p.detach().numpy()) for p in params]
-    for t, found in enumerate(steps):
-        grads = term_gradients(model, t)
-        for i, (p, state) in enumerate(zip(params, states, strict=True)):
-            before = p.detach().clone()
-            present = {k: g.numpy() for k, row in enumerate(grads) if (g := row[i]) is not None}
-            formula.step(state, present, **OPTIONS)
-            check_params(found[i], state.value, before)
-            p.data = torch.from_numpy(state.value).clone()
+    check_steps(steps, model, lambda t: losses(model, model[0].weight, batch(t)), **OPTIONS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("way", ["no_sync", "synchronised, in parts"])
@@ -89,8 +69,10 @@ def test_a_rule_sees_dot_products_and_losses_of_the_whole_batch(found: list[dict
     model = network()
     for p, before in zip(model.parameters(), found[0]["rule"][-2], strict=True):
         p.data = before
-    shared = torch.stack([grads[0].flatten() for grads in term_gradients(model, STEPS - 1) if grads[0] is not None])
-    values = torch.stack(list(losses(model, model[0].weight, batch(STEPS - 1)).values())).detach()  # type: ignore[arg-type]
+    of_terms = losses(model, model[0].weight, batch(STEPS - 1))  # type: ignore[arg-type]
+    grads = term_gradients(of_terms, model.parameters())
+    shared = torch.stack([of_term[0].flatten() for of_term in grads if of_term[0] is not None])
+    values = torch.stack(list(of_terms.values())).detach()
     for of_process in found:
         gram, seen = of_process["rule: seen"]
         check_values(gram, (shared @ shared.T).numpy(), 1e-12)

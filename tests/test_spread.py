@@ -9,10 +9,9 @@ import pytest
 import torch
 from closeness import TooFar, check_params, check_values, same
 from processes import run_all
+from steps import Steps, check_steps, term_gradients
 from torch import Tensor, nn
 from train_spread import OPTIONS, PROCESSES, STEPS, WEIGHTS, Network, batch
-
-Steps = list[list[Tensor]]
 
 
 @pytest.fixture(scope="module")
@@ -23,33 +22,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 
-def term_gradients(network: Network, t: int) -> list[list[Tensor | None]]:
-    """[K][parameters], of the whole batch."""
-    params = list(network.parameters())
-    losses = network(batch(t)).values()
-    return [list(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)) for loss in losses]
-
-
 def check(steps: Steps, name: str = "plain") -> list[formula.Parameter]:
-    """Compares the parameters after each step with the float64 formula's, from gradients of the whole batch.
-
-    Raises:
-        TooFar: they differ.
-    """
-    options = dict(OPTIONS[name])
-    weights = dict(enumerate(options.pop("term_weights", {}).values()))
+    """See ``check_steps``."""
     network = Network()
-    params = list(network.parameters())
-    states = [formula.Parameter(p.detach().numpy()) for p in params]
-    for t, found in enumerate(steps):
-        grads = term_gradients(network, t)
-        for i, (p, state) in enumerate(zip(params, states, strict=True)):
-            before = p.detach().clone()
-            present = {k: g.numpy() for k, row in enumerate(grads) if (g := row[i]) is not None}
-            formula.step(state, present, **options, weights=weights)
-            check_params(found[i], state.value, before)
-            p.data = torch.from_numpy(state.value).clone()
-    return states
+    return check_steps(steps, network, lambda t: network(batch(t)), **OPTIONS[name])
 
 
 def agree(values: list[Steps]) -> bool:
@@ -99,7 +75,8 @@ def check_rule(steps: Steps, gram: Tensor, losses: Tensor) -> None:
     for t, found in enumerate(steps):
         before = [p.detach().clone() for p in network.parameters()]
         values = torch.stack(list(network(batch(t)).values()))
-        shared = [torch.cat([g.flatten() for g in row[:2] if g is not None]) for row in term_gradients(network, t)]
+        grads = term_gradients(network(batch(t)), network.parameters())
+        shared = [torch.cat([g.flatten() for g in row[:2] if g is not None]) for row in grads]
         adam.zero_grad()
         (values * torch.tensor(list(WEIGHTS.values()))).sum().backward()
         adam.step()

@@ -5,17 +5,15 @@ Saves what came of it in the folder, for test_ddp.py, which has the problem from
 
 import contextlib
 import copy
-import os
 import pickle
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from closeness import same
-from documentation import python_blocks
+from processes import error_of, leave, readme_example
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -124,16 +122,6 @@ def order_of_work(model: DistributedDataParallel) -> list[str]:
     return events
 
 
-def readme_example() -> list[Tensor]:
-    """The parameters after README's example."""
-    (example,) = (block for block in python_blocks() if "no_sync" in block)
-    torch.manual_seed(0)
-    network = nn.Linear(3, 3)
-    names = {"torch": torch, "DistributedDataParallel": DistributedDataParallel, "MTAdam": MTAdam}
-    exec(example, names | {"network": network, "loader": [torch.randn(5, 3) * (1 + dist.get_rank())] * 2})
-    return list(network.state_dict().values())
-
-
 def model_and_optimizer(**options: Any) -> tuple[nn.Sequential, MTAdam]:
     model = network()
     return model, MTAdam(model.parameters(), **OPTIONS, process_group=dist.group.WORLD, **options)
@@ -205,14 +193,6 @@ def copied() -> bool:
     return same(model.parameters(), both[1][0].parameters())
 
 
-def error_of(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except (RuntimeError, TypeError) as error:
-        return str(error)
-    return "none"
-
-
 def main(folder: Path, rank: int, meeting: str) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     group = dist.group.WORLD
@@ -242,7 +222,7 @@ def main(folder: Path, rank: int, meeting: str) -> None:
         found[name] = trained(CombinedAdam(model.parameters(), spy, lr=0.1, process_group=group), model)
         found[f"{name}: seen"] = spy.gram, spy.losses
 
-    found["README"] = readme_example()
+    found["README"] = readme_example(DistributedDataParallel)
     found["order"] = order_of_work(wrapped())
     found["averages"] = averaged(rank)
     averaging.BUCKET_BYTES = 100
@@ -258,10 +238,7 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["scaled"] = scaled_with_an_infinite_loss_in_one()
     found["failures"] = [failed_averages(Fails), failed_averages(FailsLate)]
     found["copied"], found["pickled"] = copied(), error_of(lambda: pickle.dumps(optimizer))
-    torch.save(found, folder / f"{rank}.pt")
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # without the end of gloo's threads, which now and then aborts a process
+    leave(folder, rank, found)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Saves what came of it in the folder, for test_spread.py, which has the problem f
 """
 
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from documentation import python_blocks
+from processes import error_of, leave, readme_example
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -246,24 +245,6 @@ def errors() -> dict[str, str]:
     }
 
 
-def readme_example() -> list[Tensor]:
-    """The parameters after README's example."""
-    (example,) = (block for block in python_blocks() if "fully_shard" in block)
-    torch.manual_seed(0)
-    network = nn.Linear(3, 3)
-    names = {"torch": torch, "fully_shard": fully_shard, "MTAdam": MTAdam}
-    exec(example, names | {"network": network, "loader": [torch.randn(5, 3) * (1 + dist.get_rank())] * 2})
-    return whole(network.state_dict().values())
-
-
-def error_of(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except (RuntimeError, TypeError, ValueError) as error:
-        return str(error)
-    return "none"
-
-
 def main(folder: Path, rank: int, meeting: str) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
     found: dict[str, Any] = {}
@@ -282,14 +263,11 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["to be summed"] = gradient_to_be_summed()
     found["resumed"] = resumed(folder)
     found["errors"] = errors()
-    found["README"] = readme_example()
+    found["README"] = whole(readme_example(fully_shard))
     table.summed = lambda values, groups: values
     found["parts for themselves"] = found_by_mtadam(sharded(4), "cpu", "plain")
     found["rule, parts for themselves"] = combined("cpu", drawn=0.0)
-    torch.save(found, folder / f"{rank}.pt")
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # without the end of gloo's threads, which now and then aborts a process
+    leave(folder, rank, found)
 
 
 if __name__ == "__main__":
