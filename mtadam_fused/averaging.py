@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .hyperparameters import Term
-from .shards import groups_of_meshes, groups_over, ranks_of
+from .shards import described as how_spread
+from .shards import groups_of_meshes, ranks_of_mesh
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that travel together, as in DistributedDataParallel
 ALIGNMENT = 16  # bytes, of each gradient in a bucket: kernels read so many at once
@@ -34,6 +35,8 @@ class Averaging:
             )
         self._group = process_group
         self._groups = [] if process_group is None else [process_group]
+        self._members = set() if process_group is None else set(dist.get_process_group_ranks(process_group))
+        self._averaged_already: list[bool] = []  # whether each parameter's gradients are, or none
         self.has_parts = False  # whether parameters are spread over processes
         self._under_way: list[Any] = []
         self._checked: set[Term] = set()
@@ -42,21 +45,26 @@ class Averaging:
         """Whether there may be other processes."""
         return bool(self._groups)
 
-    def check_param(self, position: int, param: Tensor) -> None:
-        """Raises TypeError if ``process_group`` would average different parts of ``param``."""
-        for ranks in ranks_of(groups_over(param)) if self._group is not None else ():
-            both = set(ranks) & set(dist.get_process_group_ranks(self._group))
-            if len(both) > 1:
-                raise TypeError(
-                    f"process_group has the processes {sorted(both)}, which have different parts of "
-                    f"params[{position}]; leave it out: what spreads a parameter averages its gradients too"
-                )
+    def check_param(self, position: int, param: Any) -> None:
+        """Raises TypeError if it is not clear whose gradients of ``param`` are to be averaged."""
+        mesh = ranks_of_mesh(param)
+        if mesh and dist.get_rank() not in mesh:
+            raise TypeError(f"params[{position}] is {how_spread(param)}, which this process is not in; leave it out")
+        shared = mesh & self._members
+        if len(shared) > 1 and shared != self._members:
+            raise TypeError(
+                f"process_group has processes {sorted(self._members)}, and params[{position}] is {how_spread(param)}; "
+                "give the group of those whose gradients nothing else averages, such as that of data parallelism "
+                "beside tensor parallelism"
+            )
 
     def join(self, params: Sequence[Tensor]) -> None:
         """Takes in the processes that have parts of ``params``, all of the optimizer's."""
         meshes = groups_of_meshes(params)
         self._groups = meshes if self._group is None else [self._group, *meshes]
         self.has_parts = bool(meshes)
+        # What spreads a parameter over the group averages its gradients too.
+        self._averaged_already = [len(ranks_of_mesh(p) & self._members) > 1 for p in params] if meshes else []
 
     def check(self, term: Term, grads: Sequence[Tensor | None], device: torch.device) -> None:
         """At the first gradients of a term: sees that the other processes have the same, so that no two terms mix.
@@ -92,7 +100,9 @@ class Averaging:
 
     def start(self, grads: list[Tensor | None]) -> None:
         """Puts others of the same layout in place of the dense tensors of ``grads``: averages, after :meth:`wait`."""
-        for bucket in buckets(grads) if self._group is not None else ():
+        if self._group is None:
+            return
+        for bucket in buckets([None if done else g for g, done in zip_longest(grads, self._averaged_already)]):
             flat, views = flattened([grad for i in bucket if (grad := grads[i]) is not None])
             for i, view in zip(bucket, views, strict=True):
                 grads[i] = view

@@ -69,6 +69,12 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, position: int, terms: i
             f"the saved norms of parameter {position} are {norms!r}; they must be a tensor with one for each of the "
             f"{terms} terms"
         )
+    for term in norms.isfinite().nonzero().flatten().tolist() if per_term else ():
+        if f"exp_avg_sq{term}" not in saved:
+            raise ValueError(
+                f"the saved state of parameter {position} has a running norm of term {term} but no exp_avg_sq{term}; "
+                "it is not whole: the step before torch.distributed.checkpoint loads must reach what was reached then"
+            )
 
 
 def restore(saved: Mapping[str, Any], param: Tensor, terms: int, per_term: bool) -> State:

@@ -58,8 +58,8 @@ class CombinedAdam(FusedOptimizer):
             same terms, which reach the same parameters, in the same order: a difference is an error where a term is new
             in all of them; later it can hang, or mix different terms. Under DistributedDataParallel run forward and
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
-            alone. Default: no averaging, but of losses where parameters are sharded; what shards them averages the
-            gradients.
+            alone. Gradients of parameters that are sharded over these processes are left to what has sharded them.
+            Default: no averaging, but of losses where parameters are sharded.
 
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among
@@ -101,6 +101,7 @@ class CombinedAdam(FusedOptimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "rule": rule,  # so that flattened checkpoints have a place for its state
         }
         super().__init__(
             params,
@@ -149,7 +150,7 @@ class CombinedAdam(FusedOptimizer):
                 f"{len(self.terms)} terms"
             )
         if self._averaging:
-            weights = self._averaging.agreed(weights)  # a rule may draw random numbers
+            weights = self._averaging.agreed(weights.to(works[0].table.device))  # a rule may draw random numbers
         self._weights = weights
         for work in works:
             work.table.scales.copy_(weights.expand_as(work.table.scales), non_blocking=True)
@@ -217,9 +218,8 @@ class CombinedAdam(FusedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for saved in [group.pop("rule", None) for group in self.param_groups][:1]:
-            if saved is not None:
-                self.rule.load_state_dict(saved)
-
-    def __repr__(self) -> str:
-        return f"{super().__repr__()}\nrule={self.rule!r}"
+        saved = self.param_groups[0].get("rule")
+        if isinstance(saved, Mapping):
+            self.rule.load_state_dict(saved)
+        for group in self.param_groups:
+            group["rule"] = self.rule

@@ -11,7 +11,7 @@ from .backends import Backend, choose
 from .checkpoint import Saved, check_saved, count_terms, restore
 from .hyperparameters import Hyperparameters
 from .scaled import Scaled
-from .shards import spread_like
+from .shards import spread_like, version
 from .table import Table, TermGradients, Work
 from .tables import Tables
 from .term_gradients import check_finite as check_gradients_finite
@@ -146,7 +146,7 @@ class FusedOptimizer(TermOptimizer):
         for param, combined in zip(table.params, work.combined or (), strict=False):
             if combined is not None:
                 param.grad = spread_like(param, combined)
-                self._combined.append((param, param.grad, param.grad._version))
+                self._combined.append((param, param.grad, version(param.grad)))
 
     def __repr__(self) -> str:
         served = ", ".join(f"{device}: {backend.name}" for device, backend in self._backends.items())

@@ -59,8 +59,8 @@ class MTAdam(FusedOptimizer):
             same terms, which reach the same parameters, in the same order: a difference is an error where a term is new
             in all of them; later it can hang, or mix different terms. Under DistributedDataParallel run forward and
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
-            alone. Default: no averaging, but of losses where parameters are sharded; what shards them averages the
-            gradients.
+            alone. Gradients of parameters that are sharded over these processes are left to what has sharded them.
+            Default: no averaging, but of losses where parameters are sharded.
 
     Raises:
         ValueError: a hyper-parameter out of its range, or no such backend.

@@ -20,12 +20,27 @@ def is_partial(tensor: Any) -> bool:
 @torch.no_grad()
 def parts(tensors: Iterable[Any]) -> list[Any]:
     """Of each tensor the part that is in this process, in the same memory; None for None."""
-    return [tensor.to_local() if is_spread(tensor) else tensor for tensor in tensors]
+    return [arrived(tensor.to_local()) if is_spread(tensor) else tensor for tensor in tensors]
+
+
+def arrived(part: Any) -> Tensor:
+    """``part``, or what it becomes when a communication has ended that is under way."""
+    return part if type(part) is Tensor else getattr(part, "wait", lambda: part)()
 
 
 def part(tensor: Any) -> Any:
     """The part of ``tensor`` that is in this process, in the same memory; None for None."""
     return parts([tensor])[0] if is_spread(tensor) else tensor
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of ``tensor``, in every process."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
+
+
+def version(tensor: Tensor) -> tuple[int, int]:
+    """What changes when ``tensor`` is changed in place, as a whole or in this process' part."""
+    return tensor._version, part(tensor)._version
 
 
 def spread_like(like: Any, part: Tensor) -> Tensor:
@@ -68,6 +83,11 @@ def groups_over(tensor: Any) -> tuple[Any, ...]:
 def ranks_of(groups: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
     """The processes of each group: groups of the same processes do the same."""
     return tuple(tuple(torch.distributed.get_process_group_ranks(group)) for group in groups)
+
+
+def ranks_of_mesh(tensor: Any) -> set[int]:
+    """All processes that ``tensor`` is spread over."""
+    return set(tensor.device_mesh.mesh.flatten().tolist()) if is_spread(tensor) else set()
 
 
 def groups_of_meshes(tensors: Sequence[Any]) -> list[Any]:

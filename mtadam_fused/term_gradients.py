@@ -12,7 +12,7 @@ from .averaging import Averaging
 from .hyperparameters import Term
 from .reference import arithmetic_type
 from .shards import described as how_spread
-from .shards import over_same_processes, parts, placed_as
+from .shards import over_same_processes, parts, placed_as, whole
 from .table import TermGradients, dense_like
 
 
@@ -46,7 +46,7 @@ class PendingGradients:
         self._check_params(params)
         self._params = params
         if loss is not None:
-            value = loss.detach().reshape(())
+            value = whole(loss.detach()).reshape(())
             self.losses[term] = self.losses[term] + value if term in self.losses else value
         if (held := self._by_term.get(term)) is not None:
             self._wait()

@@ -13,7 +13,7 @@ from .averaging import Averaging
 from .hyperparameters import Hyperparameters, Term
 from .losses import Losses, check_loss, check_term, named_losses
 from .shards import described as how_spread
-from .shards import is_partial, is_spread
+from .shards import is_partial, is_spread, version
 from .table import STORAGE_TYPES
 from .term_gradients import PendingGradients, take_gradients
 
@@ -37,7 +37,7 @@ class TermOptimizer(Optimizer):
         self._averaging.join(self._params())
         self._pending = PendingGradients(self._averaging)
         self._open_term: Term | None = None
-        self._combined: list[tuple[Tensor, Tensor, int]] = []  # what the last step left in p.grad, and its version
+        self._combined: list[tuple[Tensor, Tensor, object]] = []  # what the last step left in p.grad, its version
 
     # -- terms ---------------------------------------------------------------------------------------------------------
 
@@ -152,6 +152,8 @@ class TermOptimizer(Optimizer):
         """Moves what is in ``p.grad`` to the term's waiting gradients."""
         params = self._params()
         grads = take_gradients(params, term, spread=self._averaging.has_parts)
+        if self._averaging.has_parts:
+            check_reduced(params, grads, term)
         self._averaging.check(term, grads, params[0].device)
         self._pending.add(position, params, grads, loss)
 
@@ -200,10 +202,11 @@ class TermOptimizer(Optimizer):
         """Raises RuntimeError if there is anything in ``p.grad`` but what the last step left."""
         left = {id(grad): version for _, grad, version in self._combined}
         for i, p in enumerate(self._params()):
-            if p.grad is not None and left.get(id(p.grad)) != p.grad._version:
+            if p.grad is not None and left.get(id(p.grad)) != version(p.grad):
                 raise RuntimeError(
                     f"parameter {i} has a gradient in .grad that belongs to no term; call zero_grad() first, or make "
                     "that gradient inside `with optimizer.term(name):`"
+                    + ("" if self.state else "; if get_state_dict() made it: let the optimizer make a step before")
                 )
 
     @torch._disable_dynamo
@@ -221,6 +224,16 @@ def check_inputs(inputs: Iterable[Tensor]) -> None:
         raise RuntimeError(
             "the backward pass has made no gradient for the sharded parameters among inputs: FSDP2 cannot be told its "
             "inputs; leave inputs out"
+        )
+
+
+def check_reduced(params: Sequence[Tensor], grads: Sequence[Tensor | None], term: Term) -> None:
+    """Raises RuntimeError if a backward pass has made no gradient of any parameter that is spread."""
+    if all(grad is None for p, grad in zip(params, grads, strict=True) if is_spread(p)):
+        raise RuntimeError(
+            f"term {term!r} has left no gradient for any sharded parameter, and what FSDP2 has not reduced would be "
+            "taken for the next term's: keep set_requires_gradient_sync and set_requires_all_reduce at True; give "
+            "a term that is only for other parameters to an optimizer of their own"
         )
 
 

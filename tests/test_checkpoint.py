@@ -197,6 +197,9 @@ def test_state_of_another_model_changes_nothing(backend: str) -> None:
     del bad["state"][1]["exp_avg"]
     refuse(bad, "the saved state of parameter 1 has no 'exp_avg'")
     bad = copy.deepcopy(good)
+    del bad["state"][1]["exp_avg_sq0"]
+    refuse(bad, "the saved state of parameter 1 has a running norm of term 0 but no exp_avg_sq0")
+    bad = copy.deepcopy(good)
     bad["param_groups"][0]["lr"] = -1.0
     refuse(bad, "lr is -1.0")
     bad = copy.deepcopy(good)

@@ -13,6 +13,11 @@ from closeness import TooFar, check_values
 from hypothesis import HealthCheck, given, settings
 from strategies import cases
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
@@ -228,9 +233,31 @@ def test_a_loaded_run_goes_on_bit_for_bit(rule: str, backend: str) -> None:
         p.data.copy_(value)
     second = CombinedAdam(params, RULES[rule](), backend=backend)
     second.load_state_dict(saved)
-    assert "rule" not in second.param_groups[0]
+    assert second.param_groups[0]["rule"] is second.rule
     go_on(second, losses, 5)
     assert all(torch.equal(p, q) for p, q in zip(params, expected, strict=True))
+
+
+def test_flattened_checkpoints_hold_the_rules_state() -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+
+    def make() -> tuple[nn.Linear, CombinedAdam]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = CombinedAdam(model.parameters(), GradNorm())
+        optimizer.backward({"a": model(torch.ones(3)).square().sum(), "b": 5 * model.weight.abs().sum()})
+        optimizer.step()
+        return model, optimizer
+
+    model, optimizer = make()
+    optimizer.backward({"a": 2 * model(torch.ones(3)).square().sum(), "b": model.weight.abs().sum()})
+    optimizer.step()
+    other_model, other = make()
+    expected = optimizer.rule.state_dict()["weights"]
+    assert not torch.equal(other.rule.state_dict()["weights"], expected)
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    set_optimizer_state_dict(other_model, other, saved, options=options)
+    assert torch.equal(other.rule.state_dict()["weights"], expected)
 
 
 @pytest.mark.parametrize("rule", ["GradNorm", "PCGrad"])

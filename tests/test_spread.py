@@ -35,7 +35,7 @@ def agree(values: list[Steps]) -> bool:
 
 WAYS = [f"FSDP2, {name}, {backend}" for name in OPTIONS for backend in ("cpu", "reference")]
 WAYS += ["FSDP2 replicated", "FSDP2, gathered once", "FSDP2, accumulated"]
-WAYS += ["tensor parallel", "tensor and data parallel"]
+WAYS += ["FSDP2 beside plain parameters", "tensor parallel", "tensor and data parallel"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -126,7 +126,10 @@ def test_checkpoints_go_on_over_as_many_processes_and_over_others(found: list[di
 
 
 ERRORS = {
-    "process_group": "process_group has the processes [0, 1, 2, 3], which have different parts of params[0]; leave",
+    "process_group": "process_group has processes [0, 1, 2, 3], and params[0] is (Shard(dim=0),) over DeviceMesh",
+    "a new optimizer": "belongs to no term; call zero_grad() first, or make that gradient inside `with",
+    "not reduced": "term 'fit' has left no gradient for any sharded parameter, and what FSDP2 has not reduced would",
+    "of no term": "parameter 0 has a gradient in .grad that belongs to no term; call zero_grad() first",
     "partial": "params[0] is (Partial(sum),) over DeviceMesh",
     "inputs": "no gradient for the sharded parameters among inputs: FSDP2 cannot be told its inputs; leave inputs out",
     "state": "the saved exp_avg of parameter 0 is in one piece, the parameter (Shard(dim=0),) over DeviceMesh",
@@ -138,6 +141,33 @@ ERRORS = {
 def test_errors(name: str, found: list[dict[str, Any]]) -> None:
     for of_process in found:
         assert ERRORS[name] in of_process["errors"][name]
+
+
+def test_a_new_optimizer_is_told_to_make_a_step(found: list[dict[str, Any]]) -> None:
+    errors = found[0]["errors"]
+    remedy = "; if get_state_dict() made it: let the optimizer make a step before"
+    assert errors["a new optimizer"].endswith(remedy)
+    assert not errors["of no term"].endswith(remedy)
+
+
+def test_parameters_elsewhere_are_refused(found: list[dict[str, Any]]) -> None:
+    errors = [of_process["errors"]["elsewhere"] for of_process in found]
+    assert errors[:2] == ["none", "none"]
+    for error in errors[2:]:
+        assert "over DeviceMesh((2,), 'cpu', stride=(1,)), which this process is not in; leave it out" in error
+
+
+def test_losses_that_are_spread(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        spread, in_one_piece = of_process["spread losses"]
+        assert torch.allclose(spread, in_one_piece, rtol=1e-6, atol=1e-6)
+        assert (in_one_piece - torch.arange(6.0)).abs().max() > 0.1
+
+
+def test_gradients_under_way_are_waited_for(found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        moved, expected = of_process["under way"]
+        assert torch.allclose(moved, expected, atol=1e-6)
 
 
 def test_other_terms_in_another_process_are_an_error(found: list[dict[str, Any]]) -> None:

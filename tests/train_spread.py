@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from mtadam_fused import CombinedAdam, MTAdam, table
 from mtadam_fused.fused_optimizer import FusedOptimizer
-from mtadam_fused.rules import Rule
+from mtadam_fused.rules import GradNorm, Rule
 
 PROCESSES, STEPS, ROWS = 4, 4, 16
 WEIGHTS = {"fit": 0.5, "size": 2.0, "hidden": 3.0}
@@ -143,6 +143,14 @@ def combined(backend: str, drawn: float) -> tuple[list[list[Tensor]], Tensor, Te
     return trained(network, optimizer), spy.gram, spy.losses
 
 
+def beside_plain_parameters() -> list[list[Tensor]]:
+    """Of which only the first layer is sharded; the process group averages the second's gradients."""
+    network = Network()
+    fully_shard(network.first, mesh=init_device_mesh("cpu", (4,)))
+    optimizer = MTAdam(network.parameters(), **OPTIONS["plain"], process_group=dist.group.WORLD)
+    return trained(network, optimizer)
+
+
 def with_process_group(mesh: DeviceMesh) -> list[list[Tensor]]:
     network = tensor_parallel(mesh["tensor"])
     optimizer = MTAdam(network.parameters(), **OPTIONS["plain"], process_group=mesh["data"].get_group())
@@ -216,12 +224,14 @@ def gradient_to_be_summed() -> Tensor:
 
 def errors() -> dict[str, str]:
     mesh = init_device_mesh("cpu", (4,))
-    network, world = sharded(4), dist.group.WORLD
+    network = sharded(4)
     optimizer = MTAdam(network.parameters())
+    of_tensors = tensor_parallel(init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))["tensor"])
     two_by_two = sharded(2, 2)
     two_by_two_optimizer = MTAdam(two_by_two.parameters())
     weight: Any = network.first.weight
     partial = nn.Parameter(DTensor.from_local(torch.ones(2), mesh, [Partial()]))
+    of_two = nn.Parameter(DTensor.from_local(torch.ones(2), DeviceMesh("cpu", [0, 1]), [Replicate()]))
     in_one_piece = MTAdam(Network().double().parameters())
     in_one_piece.backward({"fit": sum(p.square().sum() for p in in_one_piece.param_groups[0]["params"])})
     in_one_piece.step()
@@ -232,8 +242,10 @@ def errors() -> dict[str, str]:
             weight.grad = DTensor.from_local(torch.ones(6, 5).double(), other, [Replicate(), Replicate()])
 
     return {
-        "process_group": error_of(lambda: MTAdam(network.parameters(), process_group=world)),
+        "process_group": error_of(lambda: MTAdam(of_tensors.parameters(), process_group=dist.group.WORLD)),
         "partial": error_of(lambda: MTAdam([partial])),
+        "elsewhere": error_of(lambda: MTAdam([of_two])),
+        "a new optimizer": error_of(lambda: get_state_dict(of_tensors, MTAdam(of_tensors.parameters()))),
         "inputs": error_of(lambda: optimizer.backward(network(own_rows(0)), inputs=[weight])),
         "terms": error_of(lambda: optimizer.backward({"abcd"[dist.get_rank()]: network(own_rows(0))["fit"]})),
         "state": error_of(lambda: optimizer.load_state_dict(in_one_piece.state_dict())),
@@ -242,7 +254,53 @@ def errors() -> dict[str, str]:
         ),
         "another mesh": error_of(give_a_gradient),
         "nothing has changed": error_of(optimizer.step) + str(dict(optimizer.state)),
+        "not reduced": error_of(not_reduced),
+        "of no term": error_of(of_no_term),
     }
+
+
+def not_reduced() -> None:
+    network = sharded(4)
+    network.set_requires_gradient_sync(False)  # type: ignore[operator]
+    MTAdam(network.parameters()).backward(network(own_rows(0)))
+
+
+def of_no_term() -> None:
+    """A gradient that FSDP2 adds to that which a step has left."""
+    network = sharded(4)
+    optimizer = MTAdam(network.parameters(), keep_combined_grad=True)
+    optimizer.backward(network(own_rows(0)))
+    optimizer.step()
+    network(own_rows(1))["fit"].backward()
+    optimizer.step()
+
+
+def spread_losses() -> tuple[Tensor, Tensor]:
+    """Parameters after scaled steps of a rule that looks at losses: spread ones, and parameters in one piece."""
+    found = []
+    for placements in ([Shard(0)], None):
+        mesh, value = init_device_mesh("cpu", (4,)), torch.arange(6.0)
+        p = nn.Parameter(value if placements is None else distribute_tensor(value, mesh, placements))
+        optimizer, scaler = CombinedAdam([p], GradNorm(), lr=0.1), torch.amp.GradScaler("cpu")
+        for _ in range(3):
+            optimizer.zero_grad()
+            losses = {"a": (p - 1).square().sum(), "b": 100 * p.abs().mean()}
+            optimizer.backward({name: scaler.scale(loss) for name, loss in losses.items()})
+            scaler.step(optimizer.scaled)
+            scaler.update()
+        found.append(whole([p])[0])
+    return found[0], found[1]
+
+
+def gradient_under_way() -> tuple[Tensor, Tensor]:
+    """Parameters and expected ones, where a gradient's communication has not ended when it is taken."""
+    mesh = init_device_mesh("cpu", (4,))
+    p = nn.Parameter(distribute_tensor(torch.arange(8.0), mesh, [Shard(0)]))
+    optimizer = MTAdam([p], lr=0.1)
+    gathered = p.redistribute(placements=[Replicate()], async_op=True).to_local(grad_placements=[Partial()])  # type: ignore[attr-defined]
+    optimizer.backward([(gathered * (1 + torch.arange(8.0))).sum()])
+    optimizer.step()
+    return whole([p])[0], torch.arange(8.0) - 0.1
 
 
 def main(folder: Path, rank: int, meeting: str) -> None:
@@ -258,9 +316,12 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["tensor parallel"] = found_by_mtadam(tensor_parallel(mesh["tensor"]), "cpu", "plain", rows=batch)
     found["tensor and data parallel"] = with_process_group(mesh)
     found["FSDP2, gathered once"] = gathered_once()
+    found["FSDP2 beside plain parameters"] = beside_plain_parameters()
     found["combined gradients"] = combined_gradients()
     found["not finite"], found["scaled"] = not_finite_in_one(scaled=False), not_finite_in_one(scaled=True)
     found["to be summed"] = gradient_to_be_summed()
+    found["spread losses"] = spread_losses()
+    found["under way"] = gradient_under_way()
     found["resumed"] = resumed(folder)
     found["errors"] = errors()
     found["README"] = whole(readme_example(fully_shard))
