@@ -99,6 +99,11 @@ def test_more_addresses_than_one_launch_takes(cuda: str) -> None:
     Case(torch.float32, shapes, contiguous, contiguous, terms=16, seed=2, absent=0.3, steps=2).run(cuda)
 
 
+@in_either_way
+def test_more_terms_than_a_block_has_threads(cuda: str) -> None:
+    Case(torch.float32, ((3,),), terms=300, steps=2, **ONE).run(cuda)
+
+
 def test_it_is_the_cuda_kernels_that_run(cuda: str) -> None:
     optimizer = Case(torch.float32, ((5,),), terms=2, **ONE).run(cuda)
     assert repr(optimizer).endswith("(cpu: cuda)")

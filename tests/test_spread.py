@@ -13,6 +13,10 @@ from steps import Steps, check_steps, term_gradients
 from torch import Tensor, nn
 from train_spread import OPTIONS, PROCESSES, STEPS, WEIGHTS, Network, batch
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream(), "record_event"), reason="FSDP2 of this torch does not run on the CPU"
+)
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -87,11 +91,18 @@ def check_rule(steps: Steps, gram: Tensor, losses: Tensor) -> None:
     check_values(losses, values.detach().numpy(), 1e-12)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_rule_sees_the_whole_and_its_weights_are_agreed_on(backend: str, found: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("way", ["cpu", "reference", "replicated", "tensor and data parallel"])
+def test_a_rule_sees_the_whole_and_its_weights_are_agreed_on(way: str, found: list[dict[str, Any]]) -> None:
     for of_process in found:
-        check_rule(*of_process[f"rule, {backend}"])
-    assert agree([of_process[f"rule, {backend}"][0] for of_process in found])
+        check_rule(*of_process[f"rule, {way}"])
+    assert agree([of_process[f"rule, {way}"][0] for of_process in found])
+
+
+@pytest.mark.parametrize("what", ["gaps", "extended and copied"])
+def test_spread_and_in_one_piece_make_the_same_steps(what: str, found: list[dict[str, Any]]) -> None:
+    for of_process in found:
+        for p in of_process[what][:-1]:
+            torch.testing.assert_close(p, of_process[what][-1], rtol=1e-6, atol=1e-6)
 
 
 def test_dot_products_of_parts_are_seen(found: list[dict[str, Any]]) -> None:
@@ -131,6 +142,7 @@ ERRORS = {
     "not reduced": "term 'fit' has left no gradient for any sharded parameter, and what FSDP2 has not reduced would",
     "of no term": "parameter 0 has a gradient in .grad that belongs to no term; call zero_grad() first",
     "partial": "params[0] is (Partial(sum),) over DeviceMesh",
+    "pickled": "an optimizer that trains with other processes cannot be pickled; save its state_dict()",
     "inputs": "no gradient for the sharded parameters among inputs: FSDP2 cannot be told its inputs; leave inputs out",
     "state": "the saved exp_avg of parameter 0 is in one piece, the parameter (Shard(dim=0),) over DeviceMesh",
     "another mesh": "the gradient of term 'other' for parameter 0 is (Replicate(), Replicate()) over DeviceMesh",

@@ -3,7 +3,9 @@
 Saves what came of it in the folder, for test_spread.py, which has the problem from here too.
 """
 
+import copy
 import math
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -137,10 +139,12 @@ class Spy(Rule):
         return torch.tensor(list(WEIGHTS.values()), dtype=torch.float64) + self._drawn * dist.get_rank()
 
 
-def combined(backend: str, drawn: float) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    network, spy = sharded(4), Spy(drawn)
-    optimizer = CombinedAdam(network.parameters(), spy, lr=0.1, backend=backend)
-    return trained(network, optimizer), spy.gram, spy.losses
+def combined(
+    network: Network, drawn: float = 1.0, rows: Callable[[int], Tensor] = own_rows, **options: Any
+) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    spy = Spy(drawn)
+    optimizer = CombinedAdam(network.parameters(), spy, lr=0.1, **options)
+    return trained(network, optimizer, rows), spy.gram, spy.losses
 
 
 def beside_plain_parameters() -> list[list[Tensor]]:
@@ -151,10 +155,15 @@ def beside_plain_parameters() -> list[list[Tensor]]:
     return trained(network, optimizer)
 
 
-def with_process_group(mesh: DeviceMesh) -> list[list[Tensor]]:
-    network = tensor_parallel(mesh["tensor"])
-    optimizer = MTAdam(network.parameters(), **OPTIONS["plain"], process_group=mesh["data"].get_group())
-    return trained(network, optimizer, lambda t: own_rows(t, 2, mesh["data"].get_local_rank()))
+def with_process_group(mesh: DeviceMesh) -> tuple[list[list[Tensor]], tuple[list[list[Tensor]], Tensor, Tensor]]:
+    """Of MTAdam, and of a rule."""
+
+    def rows(t: int) -> Tensor:
+        return own_rows(t, 2, mesh["data"].get_local_rank())
+
+    network, group = tensor_parallel(mesh["tensor"]), mesh["data"].get_group()
+    optimizer = MTAdam(network.parameters(), **OPTIONS["plain"], process_group=group)
+    return trained(network, optimizer, rows), combined(tensor_parallel(mesh["tensor"]), rows=rows, process_group=group)
 
 
 def combined_gradients() -> list[Tensor]:
@@ -178,8 +187,8 @@ def not_finite_in_one(scaled: bool) -> tuple[list[str], list[list[Tensor]]]:
         loss = scaler.scale(network(own_rows(t))["fit"])
         with optimizer.term("fit", loss):
             loss.backward()
-            grad = network.first.weight.grad
-            if t == 1 and dist.get_rank() == 2:
+            grad = (network.second if scaled else network.first).weight.grad
+            if t == 1 and dist.get_rank() == (0 if scaled else 2):  # which alone has the second's
                 grad.to_local().fill_(math.inf)  # type: ignore[union-attr]
         errors.append(error_of(lambda: scaler.step(optimizer.scaled) if scaled else optimizer.step()))
         scaler.update()
@@ -222,6 +231,33 @@ def gradient_to_be_summed() -> Tensor:
     return optimizer.term_norms()["a"]
 
 
+def with_gaps() -> list[Tensor]:
+    """Two parameters after steps that are equal, one spread in parts with gaps in memory and one in one piece."""
+    mesh, value = init_device_mesh("cpu", (4,)), torch.arange(32.0).reshape(4, 8) - 9
+    own = value.repeat_interleave(2, dim=1).chunk(4, dim=1)[dist.get_rank()][:, ::2]
+    params = [nn.Parameter(DTensor.from_local(own, mesh, [Shard(1)])), nn.Parameter(value.clone())]
+    for p in params:
+        optimizer = MTAdam([p], lr=0.1)
+        for _ in range(2):
+            optimizer.backward([p.square().sum(), (p * p * p).sum()])
+            optimizer.step()
+    return whole(params)
+
+
+def extended_and_copied() -> list[Tensor]:
+    """Three parameters after equal steps: of an optimizer that was given it later, of its copy, and in one piece."""
+    value = torch.arange(6.0)
+    spread = nn.Parameter(distribute_tensor(value, init_device_mesh("cpu", (4,)), [Shard(0)]))
+    first = MTAdam([nn.Parameter(torch.ones(2))], lr=0.1)
+    first.add_param_group({"params": [spread]})
+    second = copy.deepcopy(first)
+    params = [spread, second.param_groups[1]["params"][0], nn.Parameter(value.clone())]
+    for optimizer, p in zip((first, second, MTAdam(params[2:], lr=0.1)), params, strict=True):
+        optimizer.backward([p.square().sum(), (p * p * p).sum()])
+        optimizer.step()
+    return whole(params)
+
+
 def errors() -> dict[str, str]:
     mesh = init_device_mesh("cpu", (4,))
     network = sharded(4)
@@ -246,6 +282,7 @@ def errors() -> dict[str, str]:
         "partial": error_of(lambda: MTAdam([partial])),
         "elsewhere": error_of(lambda: MTAdam([of_two])),
         "a new optimizer": error_of(lambda: get_state_dict(of_tensors, MTAdam(of_tensors.parameters()))),
+        "pickled": error_of(lambda: pickle.dumps(optimizer)),
         "inputs": error_of(lambda: optimizer.backward(network(own_rows(0)), inputs=[weight])),
         "terms": error_of(lambda: optimizer.backward({"abcd"[dist.get_rank()]: network(own_rows(0))["fit"]})),
         "state": error_of(lambda: optimizer.load_state_dict(in_one_piece.state_dict())),
@@ -309,25 +346,27 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     for backend in ("cpu", "reference"):
         for name in OPTIONS:
             found[f"FSDP2, {name}, {backend}"] = found_by_mtadam(sharded(4), backend, name)
-        found[f"rule, {backend}"] = combined(backend, drawn=1.0)
+        found[f"rule, {backend}"] = combined(sharded(4), backend=backend)
     found["FSDP2 replicated"] = found_by_mtadam(sharded(2, 2), "cpu", "plain")
     found["FSDP2, accumulated"] = found_by_mtadam(sharded(4), "cpu", "plain", accumulated=2)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     found["tensor parallel"] = found_by_mtadam(tensor_parallel(mesh["tensor"]), "cpu", "plain", rows=batch)
-    found["tensor and data parallel"] = with_process_group(mesh)
+    found["tensor and data parallel"], found["rule, tensor and data parallel"] = with_process_group(mesh)
+    found["rule, replicated"] = combined(sharded(2, 2))
     found["FSDP2, gathered once"] = gathered_once()
     found["FSDP2 beside plain parameters"] = beside_plain_parameters()
     found["combined gradients"] = combined_gradients()
     found["not finite"], found["scaled"] = not_finite_in_one(scaled=False), not_finite_in_one(scaled=True)
     found["to be summed"] = gradient_to_be_summed()
     found["spread losses"] = spread_losses()
+    found["gaps"], found["extended and copied"] = with_gaps(), extended_and_copied()
     found["under way"] = gradient_under_way()
     found["resumed"] = resumed(folder)
     found["errors"] = errors()
     found["README"] = whole(readme_example(fully_shard))
     table.summed = lambda values, groups: values
     found["parts for themselves"] = found_by_mtadam(sharded(4), "cpu", "plain")
-    found["rule, parts for themselves"] = combined("cpu", drawn=0.0)
+    found["rule, parts for themselves"] = combined(sharded(4), drawn=0.0)
     leave(folder, rank, found)
 
 
