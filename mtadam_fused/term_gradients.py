@@ -59,8 +59,7 @@ class PendingGradients:
         """All gradients and losses, to be changed in place."""
         self._wait()
         # Until now in the user's memory, and of this process: all must find the same ones finite.
-        own = Tensor.clone if self._averaging is None else self._averaging.averaged
-        self.losses = {term: own(loss) for term, loss in self.losses.items()}
+        self.losses = {term: self._averaging.averaged(loss) for term, loss in self.losses.items()}
         grads = [grad for row in self._by_term.values() for grad in row if grad is not None]
         return [*grads, *self.losses.values(), *self._of_other_parts(grads)]
 

@@ -1,5 +1,7 @@
 """MTAdam's stages apart, as tensors that are spread over processes need them: each leaves what the next one takes."""
 
+from typing import Any
+
 import torch
 from closeness import TooFar, check_values, same
 from torch import Tensor
@@ -12,9 +14,9 @@ from mtadam_fused.table import Table, TermGradients, Work
 BETA3 = 0.9  # the default
 
 
-def begin(backend: str, device: str) -> tuple[Work, Backend]:
+def begin(backend: str, device: str, **problem: Any) -> tuple[Work, Backend]:
     """A step to be made, of which a term does not reach a parameter."""
-    training = begun("MTAdam", device, backend)
+    training = begun("MTAdam", device, backend, **problem)
     optimizer = training.optimizer
     grads: TermGradients = [list(of_term) for of_term in training.grads]
     grads[1][2] = None
@@ -29,15 +31,15 @@ def values(table: Table) -> list[Tensor]:
 
 
 @torch.no_grad()
-def check_stages(backend: str, device: str = "cpu") -> None:
-    work, kernels = begin(backend, device)
+def check_stages(backend: str, device: str = "cpu", **problem: Any) -> None:
+    work, kernels = begin(backend, device, **problem)
     kernels.term_norms(work)
     norms = work.table.norms.cpu()
     expected = [[float("nan") if g is None else g.double().norm() for g in of_term] for of_term in work.grads]
     check_values(norms, torch.tensor(expected).t().numpy(), 1e-6)
     kernels.balance(work)
     kernels.mtadam_update(work)
-    at_once, kernels = begin(backend, device)
+    at_once, kernels = begin(backend, device, **problem)
     kernels.mtadam_step(at_once)
     assert same(values(work.table), values(at_once.table))
 

@@ -112,6 +112,7 @@ def test_it_is_the_cuda_kernels_that_run(cuda: str) -> None:
 @in_either_way
 def test_stages_one_by_one_are_the_step(cuda: str) -> None:
     check_stages(cuda)
+    check_stages(cuda, sizes=(1, 3, 7) * 100, terms=16)  # more addresses than one launch takes
 
 
 def test_norms_can_be_replaced_before_they_are_balanced(cuda: str) -> None:

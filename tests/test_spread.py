@@ -9,6 +9,7 @@ import pytest
 import torch
 from closeness import TooFar, check_params, check_values, same
 from processes import run_all
+from spread_uses import USES
 from steps import Steps, check_steps, term_gradients
 from torch import Tensor, nn
 from train_spread import OPTIONS, PROCESSES, STEPS, WEIGHTS, Network, batch
@@ -62,12 +63,6 @@ def test_combined_gradients_are_left_in_parts(found: list[dict[str, Any]]) -> No
             check_values(grad, state.combined, 1e-12, 1e-15)
 
 
-def test_gradients_are_summed_that_are_not_yet(found: list[dict[str, Any]]) -> None:
-    norm = 10 * torch.arange(6.0).norm()
-    for of_process in found:
-        assert torch.allclose(of_process["to be summed"], norm.expand(2))
-
-
 def check_rule(steps: Steps, gram: Tensor, losses: Tensor) -> None:
     """Compares with torch.optim.Adam on the weighted sum, and with dot products and losses of the whole batch.
 
@@ -96,13 +91,6 @@ def test_a_rule_sees_the_whole_and_its_weights_are_agreed_on(way: str, found: li
     for of_process in found:
         check_rule(*of_process[f"rule, {way}"])
     assert agree([of_process[f"rule, {way}"][0] for of_process in found])
-
-
-@pytest.mark.parametrize("what", ["gaps", "extended and copied"])
-def test_spread_and_in_one_piece_make_the_same_steps(what: str, found: list[dict[str, Any]]) -> None:
-    for of_process in found:
-        for p in of_process[what][:-1]:
-            torch.testing.assert_close(p, of_process[what][-1], rtol=1e-6, atol=1e-6)
 
 
 def test_dot_products_of_parts_are_seen(found: list[dict[str, Any]]) -> None:
@@ -141,7 +129,6 @@ ERRORS = {
     "a new optimizer": "belongs to no term; call zero_grad() first, or make that gradient inside `with",
     "not reduced": "term 'fit' has left no gradient for any sharded parameter, and what FSDP2 has not reduced would",
     "of no term": "parameter 0 has a gradient in .grad that belongs to no term; call zero_grad() first",
-    "partial": "params[0] is (Partial(sum),) over DeviceMesh",
     "pickled": "an optimizer that trains with other processes cannot be pickled; save its state_dict()",
     "inputs": "no gradient for the sharded parameters among inputs: FSDP2 cannot be told its inputs; leave inputs out",
     "state": "the saved exp_avg of parameter 0 is in one piece, the parameter (Shard(dim=0),) over DeviceMesh",
@@ -162,24 +149,9 @@ def test_a_new_optimizer_is_told_to_make_a_step(found: list[dict[str, Any]]) -> 
     assert not errors["of no term"].endswith(remedy)
 
 
-def test_parameters_elsewhere_are_refused(found: list[dict[str, Any]]) -> None:
-    errors = [of_process["errors"]["elsewhere"] for of_process in found]
-    assert errors[:2] == ["none", "none"]
-    for error in errors[2:]:
-        assert "over DeviceMesh((2,), 'cpu', stride=(1,)), which this process is not in; leave it out" in error
-
-
-def test_losses_that_are_spread(found: list[dict[str, Any]]) -> None:
-    for of_process in found:
-        spread, in_one_piece = of_process["spread losses"]
-        assert torch.allclose(spread, in_one_piece, rtol=1e-6, atol=1e-6)
-        assert (in_one_piece - torch.arange(6.0)).abs().max() > 0.1
-
-
-def test_gradients_under_way_are_waited_for(found: list[dict[str, Any]]) -> None:
-    for of_process in found:
-        moved, expected = of_process["under way"]
-        assert torch.allclose(moved, expected, atol=1e-6)
+@pytest.mark.parametrize("use", USES)
+def test_what_holds(use: str, found: list[dict[str, Any]]) -> None:
+    assert [of_process["uses"][use] for of_process in found] == ["holds"] * PROCESSES
 
 
 def test_other_terms_in_another_process_are_an_error(found: list[dict[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 Saves what came of it in the folder, for test_spread.py, which has the problem from here too.
 """
 
-import copy
 import math
 import pickle
 import sys
@@ -15,16 +14,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from processes import error_of, leave, readme_example
+from spread_uses import USES, outcome
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from mtadam_fused import CombinedAdam, MTAdam, table
 from mtadam_fused.fused_optimizer import FusedOptimizer
-from mtadam_fused.rules import GradNorm, Rule
+from mtadam_fused.rules import Rule
 
 PROCESSES, STEPS, ROWS = 4, 4, 16
 WEIGHTS = {"fit": 0.5, "size": 2.0, "hidden": 3.0}
@@ -217,57 +217,13 @@ def resumed(folder: Path) -> dict[str, list[list[Tensor]]]:
     return found
 
 
-def gradient_to_be_summed() -> Tensor:
-    """The norms of gradients of which each process has a summand."""
-    mesh = init_device_mesh("cpu", (4,))
-    params = [
-        nn.Parameter(distribute_tensor(torch.ones(6), mesh, [placement])) for placement in (Replicate(), Shard(0))
-    ]
-    optimizer = MTAdam(params)
-    with optimizer.term("a"):
-        for p in params:
-            p.grad = DTensor.from_local(torch.arange(6.0) * (1 + dist.get_rank()), mesh, [Partial()])
-    optimizer.step()
-    return optimizer.term_norms()["a"]
-
-
-def with_gaps() -> list[Tensor]:
-    """Two parameters after steps that are equal, one spread in parts with gaps in memory and one in one piece."""
-    mesh, value = init_device_mesh("cpu", (4,)), torch.arange(32.0).reshape(4, 8) - 9
-    own = value.repeat_interleave(2, dim=1).chunk(4, dim=1)[dist.get_rank()][:, ::2]
-    params = [nn.Parameter(DTensor.from_local(own, mesh, [Shard(1)])), nn.Parameter(value.clone())]
-    for p in params:
-        optimizer = MTAdam([p], lr=0.1)
-        for _ in range(2):
-            optimizer.backward([p.square().sum(), (p * p * p).sum()])
-            optimizer.step()
-    return whole(params)
-
-
-def extended_and_copied() -> list[Tensor]:
-    """Three parameters after equal steps: of an optimizer that was given it later, of its copy, and in one piece."""
-    value = torch.arange(6.0)
-    spread = nn.Parameter(distribute_tensor(value, init_device_mesh("cpu", (4,)), [Shard(0)]))
-    first = MTAdam([nn.Parameter(torch.ones(2))], lr=0.1)
-    first.add_param_group({"params": [spread]})
-    second = copy.deepcopy(first)
-    params = [spread, second.param_groups[1]["params"][0], nn.Parameter(value.clone())]
-    for optimizer, p in zip((first, second, MTAdam(params[2:], lr=0.1)), params, strict=True):
-        optimizer.backward([p.square().sum(), (p * p * p).sum()])
-        optimizer.step()
-    return whole(params)
-
-
 def errors() -> dict[str, str]:
-    mesh = init_device_mesh("cpu", (4,))
     network = sharded(4)
     optimizer = MTAdam(network.parameters())
     of_tensors = tensor_parallel(init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))["tensor"])
     two_by_two = sharded(2, 2)
     two_by_two_optimizer = MTAdam(two_by_two.parameters())
     weight: Any = network.first.weight
-    partial = nn.Parameter(DTensor.from_local(torch.ones(2), mesh, [Partial()]))
-    of_two = nn.Parameter(DTensor.from_local(torch.ones(2), DeviceMesh("cpu", [0, 1]), [Replicate()]))
     in_one_piece = MTAdam(Network().double().parameters())
     in_one_piece.backward({"fit": sum(p.square().sum() for p in in_one_piece.param_groups[0]["params"])})
     in_one_piece.step()
@@ -279,8 +235,6 @@ def errors() -> dict[str, str]:
 
     return {
         "process_group": error_of(lambda: MTAdam(of_tensors.parameters(), process_group=dist.group.WORLD)),
-        "partial": error_of(lambda: MTAdam([partial])),
-        "elsewhere": error_of(lambda: MTAdam([of_two])),
         "a new optimizer": error_of(lambda: get_state_dict(of_tensors, MTAdam(of_tensors.parameters()))),
         "pickled": error_of(lambda: pickle.dumps(optimizer)),
         "inputs": error_of(lambda: optimizer.backward(network(own_rows(0)), inputs=[weight])),
@@ -312,34 +266,6 @@ def of_no_term() -> None:
     optimizer.step()
 
 
-def spread_losses() -> tuple[Tensor, Tensor]:
-    """Parameters after scaled steps of a rule that looks at losses: spread ones, and parameters in one piece."""
-    found = []
-    for placements in ([Shard(0)], None):
-        mesh, value = init_device_mesh("cpu", (4,)), torch.arange(6.0)
-        p = nn.Parameter(value if placements is None else distribute_tensor(value, mesh, placements))
-        optimizer, scaler = CombinedAdam([p], GradNorm(), lr=0.1), torch.amp.GradScaler("cpu")
-        for _ in range(3):
-            optimizer.zero_grad()
-            losses = {"a": (p - 1).square().sum(), "b": 100 * p.abs().mean()}
-            optimizer.backward({name: scaler.scale(loss) for name, loss in losses.items()})
-            scaler.step(optimizer.scaled)
-            scaler.update()
-        found.append(whole([p])[0])
-    return found[0], found[1]
-
-
-def gradient_under_way() -> tuple[Tensor, Tensor]:
-    """Parameters and expected ones, where a gradient's communication has not ended when it is taken."""
-    mesh = init_device_mesh("cpu", (4,))
-    p = nn.Parameter(distribute_tensor(torch.arange(8.0), mesh, [Shard(0)]))
-    optimizer = MTAdam([p], lr=0.1)
-    gathered = p.redistribute(placements=[Replicate()], async_op=True).to_local(grad_placements=[Partial()])  # type: ignore[attr-defined]
-    optimizer.backward([(gathered * (1 + torch.arange(8.0))).sum()])
-    optimizer.step()
-    return whole([p])[0], torch.arange(8.0) - 0.1
-
-
 def main(folder: Path, rank: int, meeting: str) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
     found: dict[str, Any] = {}
@@ -357,12 +283,9 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["FSDP2 beside plain parameters"] = beside_plain_parameters()
     found["combined gradients"] = combined_gradients()
     found["not finite"], found["scaled"] = not_finite_in_one(scaled=False), not_finite_in_one(scaled=True)
-    found["to be summed"] = gradient_to_be_summed()
-    found["spread losses"] = spread_losses()
-    found["gaps"], found["extended and copied"] = with_gaps(), extended_and_copied()
-    found["under way"] = gradient_under_way()
     found["resumed"] = resumed(folder)
     found["errors"] = errors()
+    found["uses"] = {use: outcome(use) for use in USES}
     found["README"] = whole(readme_example(fully_shard))
     table.summed = lambda values, groups: values
     found["parts for themselves"] = found_by_mtadam(sharded(4), "cpu", "plain")
