@@ -148,6 +148,7 @@ class TermOptimizer(Optimizer):
         finally:
             self._open_term = None
 
+    @torch._disable_dynamo  # what leaves a term() block alone runs what follows the block's yield
     def _take(self, position: int, term: Term, loss: Tensor | None) -> None:
         """Moves what is in ``p.grad`` to the term's waiting gradients."""
         params = self._params()

@@ -29,7 +29,7 @@ def with_terms(optimizer: Any, losses: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize(("take", "graphs"), [(with_backward, 1), (with_terms, 5)])  # 4 from 2.13 on
+@pytest.mark.parametrize(("take", "graphs"), [(with_backward, 1), (with_terms, 4)])  # 1 too from torch 2.13 on
 def test_a_compiled_training_function(take: Callable[..., None], graphs: int, name: str, backend: str) -> None:
     counter = CompileCounter()
 
@@ -57,5 +57,5 @@ def test_a_compiled_training_function(take: Callable[..., None], graphs: int, na
     eager = run(compiled=False)
     assert not counter.frame_count
     assert same(run(compiled=True), eager)
-    assert 1 <= counter.op_count <= 12  # the network's and the losses'
+    assert 1 <= counter.op_count <= 7  # the network's and the losses'
     assert counter.frame_count <= graphs
