@@ -84,8 +84,9 @@ class PendingGradients:
 
     def _wait(self) -> None:
         """For averages that are under way."""
-        with self._all_or_none():
-            self._averaging.wait()
+        if self._averaging:
+            with self._all_or_none():
+                self._averaging.wait()
 
     @contextmanager
     def _all_or_none(self) -> Iterator[None]:
