@@ -13,6 +13,7 @@ from documentation import python_blocks
 from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
+from mtadam_fused.rules import Rule
 
 
 def run_all(number: int, folder: Path, *arguments: str) -> list[str]:
@@ -51,3 +52,21 @@ def readme_example(wrapper: Any) -> list[Tensor]:
     names = {"torch": torch, wrapper.__name__: wrapper, "MTAdam": MTAdam, "network": network}
     exec(example, names | {"loader": [torch.randn(5, 3) * (1 + dist.get_rank())] * 2})
     return list(network.state_dict().values())
+
+
+class Spy(Rule):
+    """Keeps what it is given.
+
+    Args:
+        weights: gives its weights, from the losses.
+    """
+
+    needs_losses = True
+
+    def __init__(self, weights: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        self.gram, self.losses = gram.clone(), losses.clone()
+        return self._weights(losses)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from closeness import same
-from processes import error_of
+from processes import Spy, error_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
-from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused import CombinedAdam, MTAdam, shards
 from mtadam_fused.fused_optimizer import FusedOptimizer
-from mtadam_fused.rules import GradNorm, Rule
+from mtadam_fused.rules import GradNorm
 
 
 def over(*mesh: int) -> DeviceMesh:
@@ -30,12 +30,12 @@ def spread_parameter(value: Tensor, *placements: Placement, mesh: DeviceMesh | N
 
 
 def whole(tensor: Any) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+    return shards.whole(tensor).detach().clone()
 
 
 def step(optimizer: FusedOptimizer, *grads: tuple[Any, Tensor]) -> None:
-    """On given gradients of one term."""
-    with optimizer.term("a"):
+    """On given gradients of one term, and a loss."""
+    with optimizer.term("a", torch.ones(())):
         for p, grad in grads:
             p.grad = grad
     optimizer.step()
@@ -49,17 +49,10 @@ def train(optimizer: FusedOptimizer, p: Any, steps: int = 2) -> Tensor:
     return whole(p)
 
 
-class Spy(Rule):
-    """Keeps the dot products that it is given."""
-
-    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        self.gram = gram.clone()
-        return torch.ones_like(losses)
-
-
 def norms_and_products_of_parts_in_two_directions() -> None:
     value, mesh = torch.arange(24.0).reshape(4, 6) + 1, over(2, 2)
-    p, placements, spy = spread_parameter(value, Shard(0), Shard(1), mesh=mesh), (Shard(0), Shard(1)), Spy()
+    placements, spy = (Shard(0), Shard(1)), Spy(torch.ones_like)
+    p = spread_parameter(value, *placements, mesh=mesh)
     optimizer = MTAdam([p])
     step(optimizer, (p, spread(value, *placements, mesh=mesh)))
     assert torch.allclose(optimizer.term_norms()["a"], value.norm())
@@ -69,7 +62,7 @@ def norms_and_products_of_parts_in_two_directions() -> None:
 
 def products_of_mixed_parameters() -> None:
     """One in parts, one repeated, one in one piece."""
-    value, spy = torch.arange(6.0) + 1, Spy()
+    value, spy = torch.arange(6.0) + 1, Spy(torch.ones_like)
     params = [spread_parameter(value), spread_parameter(value, Replicate()), nn.Parameter(value.clone())]
     step(CombinedAdam(params, spy), *((p, p.detach().clone()) for p in params))
     assert torch.allclose(spy.gram[0, 0], 3 * value.double().square().sum())

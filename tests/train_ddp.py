@@ -13,14 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from closeness import same
-from processes import error_of, leave, readme_example
+from processes import Spy, error_of, leave, readme_example
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtadam_fused import CombinedAdam, MTAdam, averaging
 from mtadam_fused.averaging import Averaging
 from mtadam_fused.fused_optimizer import FusedOptimizer
-from mtadam_fused.rules import Rule
 
 all_reduce: Any = dist.all_reduce
 STEPS, ROWS = 4, 8
@@ -62,16 +61,6 @@ class Late:
 
     def __init__(self, values: Tensor, group: Any, async_op: bool) -> None:
         self.wait = lambda: all_reduce(values, group=group)
-
-
-class Spy(Rule):
-    """Keeps what it is given; weights that each process draws for itself."""
-
-    needs_losses = True
-
-    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        self.gram, self.losses = gram.clone(), losses.clone()
-        return torch.rand_like(losses)
 
 
 def trained(
@@ -212,12 +201,12 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     for name, alone in ("not averaged", None), ("a group for each", groups[rank]):
         model = wrapped()
         found[name] = trained(MTAdam(model.parameters(), **OPTIONS, process_group=alone), model)
-    trained(CombinedAdam(model.parameters(), Spy(), process_group=groups[rank]), model)
+    trained(CombinedAdam(model.parameters(), Spy(torch.rand_like), process_group=groups[rank]), model)
 
     for name in ("rule", "rule, not agreed"):
         if name == "rule, not agreed":
             Averaging.agreed = lambda _, values: values  # type: ignore
-        model, spy = wrapped(), Spy()
+        model, spy = wrapped(), Spy(torch.rand_like)
         torch.manual_seed(rank)
         found[name] = trained(CombinedAdam(model.parameters(), spy, lr=0.1, process_group=group), model)
         found[f"{name}: seen"] = spy.gram, spy.losses

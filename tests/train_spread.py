@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from processes import error_of, leave, readme_example
-from spread_uses import USES, outcome
+from processes import Spy, error_of, leave, readme_example
+from spread_uses import USES, outcome, whole
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -24,7 +24,6 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from mtadam_fused import CombinedAdam, MTAdam, table
 from mtadam_fused.fused_optimizer import FusedOptimizer
-from mtadam_fused.rules import Rule
 
 PROCESSES, STEPS, ROWS = 4, 4, 16
 WEIGHTS = {"fit": 0.5, "size": 2.0, "hidden": 3.0}
@@ -82,10 +81,6 @@ def own_rows(t: int, parts: int = PROCESSES, part: int | None = None) -> Tensor:
     return batch(t).chunk(parts)[dist.get_rank() if part is None else part]
 
 
-def whole(tensors: Any) -> list[Tensor]:
-    return [(t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for t in tensors]
-
-
 def trained(
     network: Network,
     optimizer: FusedOptimizer,
@@ -100,7 +95,7 @@ def trained(
         for part in rows(t).chunk(accumulated):
             optimizer.backward({name: loss / accumulated for name, loss in network(part).items()})
         optimizer.step()
-        found.append(whole(network.parameters()))
+        found.append(list(map(whole, network.parameters())))
     return found
 
 
@@ -121,28 +116,16 @@ def gathered_once() -> list[list[Tensor]]:
             with optimizer.term(name):
                 loss.backward(retain_graph=number < len(losses))
         optimizer.step()
-        found.append(whole(network.parameters()))
+        found.append(list(map(whole, network.parameters())))
     return found
-
-
-class Spy(Rule):
-    """Keeps what it is given; known weights, but for what each process draws for itself."""
-
-    needs_losses = True
-
-    def __init__(self, drawn: float) -> None:
-        super().__init__()
-        self._drawn = drawn
-
-    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        self.gram, self.losses = gram.clone(), losses.clone()
-        return torch.tensor(list(WEIGHTS.values()), dtype=torch.float64) + self._drawn * dist.get_rank()
 
 
 def combined(
     network: Network, drawn: float = 1.0, rows: Callable[[int], Tensor] = own_rows, **options: Any
 ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    spy = Spy(drawn)
+    """With known weights, but for what each process draws for itself; and what the rule has seen."""
+    weights = torch.tensor(list(WEIGHTS.values()), dtype=torch.float64) + drawn * dist.get_rank()
+    spy = Spy(lambda _: weights)
     optimizer = CombinedAdam(network.parameters(), spy, lr=0.1, **options)
     return trained(network, optimizer, rows), spy.gram, spy.losses
 
@@ -173,7 +156,7 @@ def combined_gradients() -> list[Tensor]:
     for t in range(2):  # without zero_grad
         optimizer.backward(network(own_rows(t)))
         optimizer.step()
-    return whole(p.grad for p in network.parameters())
+    return [whole(p.grad) for p in network.parameters()]
 
 
 def not_finite_in_one(scaled: bool) -> tuple[list[str], list[list[Tensor]]]:
@@ -192,7 +175,7 @@ def not_finite_in_one(scaled: bool) -> tuple[list[str], list[list[Tensor]]]:
                 grad.to_local().fill_(math.inf)  # type: ignore[union-attr]
         errors.append(error_of(lambda: scaler.step(optimizer.scaled) if scaled else optimizer.step()))
         scaler.update()
-        params.append(whole(network.parameters()))
+        params.append(list(map(whole, network.parameters())))
     return [*errors, str(scaler.get_scale())], params
 
 
@@ -286,7 +269,7 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["resumed"] = resumed(folder)
     found["errors"] = errors()
     found["uses"] = {use: outcome(use) for use in USES}
-    found["README"] = whole(readme_example(fully_shard))
+    found["README"] = list(map(whole, readme_example(fully_shard)))
     table.summed = lambda values, groups: values
     found["parts for themselves"] = found_by_mtadam(sharded(4), "cpu", "plain")
     found["rule, parts for themselves"] = combined(sharded(4), drawn=0.0)
