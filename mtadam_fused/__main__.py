@@ -6,17 +6,17 @@ import warnings
 import torch
 
 from . import __version__
-from .backends import choose, statuses
+from .backends import select_backend, statuses
 
 
 def devices() -> list[torch.device]:
-    """The CPU, and the accelerator if there is one."""
+    """Return the CPU, and the accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return [torch.device("cpu")] + ([accelerator] if accelerator is not None else [])
 
 
 def report() -> str:
-    """The report as text, one fact a line."""
+    """Return the report as text, one fact per line."""
     python = f"Python {platform.python_version()} on {platform.machine()}"
     lines = [
         f"mtadam_fused {__version__}, torch {torch.__version__}, {python}",
@@ -28,7 +28,7 @@ def report() -> str:
     lines += ["", 'what backend="auto" takes']
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reason for a slow choice stands above
-        lines += [f"  {device!s:<10} {choose('auto', device).name}" for device in devices()]
+        lines += [f"  {device!s:<10} {select_backend('auto', device).name}" for device in devices()]
     return "\n".join(lines)
 
 

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .fused_optimizer import FusedOptimizer
+from .backends import Backend
 from .hyperparameters import Hyperparameters, Term
+from .optimizer import TermOptimizer
 from .rules import Rule
-from .table import TermGradients, Work
+from .tables.layout import TermGradients
+from .tables.step_args import StepArgs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class CombinedAdam(FusedOptimizer):
+class CombinedAdam(TermOptimizer):
     """Adam on a weighted sum of the loss terms' gradients, with weights that a rule finds anew at each step.
 
     Each step takes the gradient of every term apart, gives the rule their dot products and the losses, and makes the
@@ -36,8 +38,8 @@ class CombinedAdam(FusedOptimizer):
 
     Args:
         params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to
-            ``decoupled_weight_decay``. They may be sharded (DTensors, as of FSDP2): then dot products are of the whole,
-            and the state is sharded as well.
+            ``decoupled_weight_decay``. They may be DTensors, as from FSDP2: then dot products are of the
+            full gradients, and the state is sharded too.
         rule: how to weight the terms: an object of :mod:`mtadam_fused.rules`, or of a subclass of its ``Rule``. Its
             state is saved with the optimizer's.
         lr: learning rate; a number, or a Tensor of one element.
@@ -59,7 +61,7 @@ class CombinedAdam(FusedOptimizer):
             in all of them; later it can hang, or mix different terms. Under DistributedDataParallel run forward and
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
             alone. Gradients of parameters that are sharded over these processes are left to what has sharded them.
-            Default: no averaging, but of losses where parameters are sharded.
+            None: gradients are not averaged; losses are, if parameters are sharded.
 
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among
@@ -86,7 +88,7 @@ class CombinedAdam(FusedOptimizer):
         decoupled_weight_decay: bool = False,
         keep_combined_grad: bool = False,
         check_finite: bool = False,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         if not isinstance(rule, Rule):
@@ -119,8 +121,8 @@ class CombinedAdam(FusedOptimizer):
                     "parameters that the optimizer has"
                 )
 
-    def term_weights(self) -> dict[Term, Tensor]:
-        """The rule's weights at the last step.
+    def last_weights(self) -> dict[Term, Tensor]:
+        """Return the rule's weights of the last step.
 
         Returns:
             For each term a scalar; empty before the first step.
@@ -129,73 +131,73 @@ class CombinedAdam(FusedOptimizer):
 
     # -- the step ------------------------------------------------------------------------------------------------------
 
-    def _check_terms(self, terms: Sequence[Term], *, so_far: bool) -> None:
-        self.rule.check_terms(terms, so_far=so_far)
+    def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
+        self.rule.check_terms(terms, allow_more=allow_more)
 
     def _check_step(self, grads: TermGradients) -> None:
-        self.rule.check_terms(self.terms, so_far=False)
+        self.rule.check_terms(self.terms, allow_more=False)
         for k, (term, row) in enumerate(zip(self.terms, grads, strict=True)):
-            if self.rule.needs_losses and k not in self._pending.losses and any(g is not None for g in row):
+            if self.rule.needs_losses and k not in self._collector.losses and any(g is not None for g in row):
                 raise RuntimeError(
                     f"{self.rule!r} needs the loss of term {term!r}; pass it, as in "
                     "`with optimizer.term(name, loss):`, or use optimizer.backward(losses)"
                 )
 
-    def _update(self, works: Sequence[Work]) -> None:
-        weights = self.rule(self._gram(works), self._losses(works[0].table.device))
+    def _update(self, steps: Sequence[StepArgs]) -> None:
+        weights = self.rule(self._gram(steps), self._losses(steps[0].table.device))
         if not isinstance(weights, Tensor) or weights.shape != (len(self.terms),):
             given = f"of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r}"
             raise ValueError(
                 f"{self.rule!r} gave weights {given}; it must give a tensor with one for each of the "
                 f"{len(self.terms)} terms"
             )
-        if self._averaging:
-            weights = self._averaging.agreed(weights.to(works[0].table.device))  # a rule may draw random numbers
+        if self._communicator:
+            weights = self._communicator.broadcast_first(weights.to(steps[0].table.device))  # a rule may draw random numbers
         self._weights = weights
-        for work in works:
-            work.table.scales.copy_(weights.expand_as(work.table.scales), non_blocking=True)
-            self._backends[work.table.device].combined_adam(work)
+        for args in steps:
+            args.table.scales.copy_(weights.expand_as(args.table.scales), non_blocking=True)
+            self._backends[args.table.device].combined_adam(args)
 
-    def _gram(self, works: Sequence[Work]) -> Tensor:
-        """[K, K] dot products of the gradients over the parameters that the rule looks at."""
-        device, terms = works[0].table.device, len(self.terms)
+    def _gram(self, steps: Sequence[StepArgs]) -> Tensor:
+        """Return the [K, K] dot products of the gradients over the parameters that the rule looks at."""
+        device, terms = steps[0].table.device, len(self.terms)
         gram = torch.zeros(terms, terms, dtype=torch.float64, device=device)
         if not self.rule.needs_gram:
             return gram
-        for work, seen in zip(works, self._seen(works), strict=True):
-            if any(seen):
-                if not all(seen):
-                    grads = [[g if see else None for g, see in zip(row, seen, strict=True)] for row in work.grads]
-                    work = replace(work, grads=grads)
-                self._backends[work.table.device].term_gram(work)
-                gram += work.table.over_rows(work.table.gram).to(device)
+        for args, probed in zip(steps, self._probed_rows(steps), strict=True):
+            if any(probed):
+                if not all(probed):
+                    grads = [[g if keep else None for g, keep in zip(row, probed, strict=True)] for row in args.grads]
+                    args = replace(args, grads=grads)
+                self._backends[args.table.device].term_gram(args)
+                gram += args.table.sum_over_rows(args.table.gram).to(device)
         return gram
 
-    def _seen(self, works: Sequence[Work]) -> list[list[bool]]:
-        """For each table, the rows that the rule looks at: those it names, or those that all terms reach."""
+    def _probed_rows(self, steps: Sequence[StepArgs]) -> list[list[bool]]:
+        """Return for each table which rows the rule looks at: those it names, or those that all terms reach."""
         if self.rule.parameters is not None:
             named = set(map(id, self.rule.parameters))
-            return [[id(p) in named for p in work.table.params] for work in works]
-        present = [k for k in range(len(self.terms)) if any(g is not None for work in works for g in work.grads[k])]
+            return [[id(p) in named for p in args.table.params] for args in steps]
+        present = [k for k in range(len(self.terms)) if any(g is not None for args in steps for g in args.grads[k])]
         return [
-            [all(g is not None for g in of_row) for of_row in zip(*(work.grads[k] for k in present), strict=True)]
-            for work in works
+            [all(g is not None for g in of_row) for of_row in zip(*(args.grads[k] for k in present), strict=True)]
+            for args in steps
         ]
 
     def _losses(self, device: torch.device) -> Tensor:
-        """[K] float64 losses, NaN where unknown."""
+        """Return the [K] float64 losses, NaN where unknown."""
         losses = torch.full((len(self.terms),), torch.nan, dtype=torch.float64, device=device)
         if self.rule.needs_losses:
-            for k, loss in self._pending.losses.items():
+            for k, loss in self._collector.losses.items():
                 losses[k] = loss
-            if self._averaging:
-                losses = self._averaging.averaged(losses)
+            if self._communicator:
+                losses = self._communicator.all_reduce_mean(losses)
         return losses
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """State and parameter groups as in torch.optim; every group has the rule's state under ``"rule"``."""
+        """Return state and parameter groups as in torch.optim. Every group has the rule's state under ``"rule"``."""
         saved = super().state_dict()
         for group in saved["param_groups"]:
             group["rule"] = self.rule.state_dict()
@@ -211,7 +213,7 @@ class CombinedAdam(FusedOptimizer):
                 )
         super().load_state_dict(state_dict)
 
-    load_state_dict.__doc__ = FusedOptimizer.load_state_dict.__doc__
+    load_state_dict.__doc__ = TermOptimizer.load_state_dict.__doc__
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"rule": self.rule, "_weights": self._weights}

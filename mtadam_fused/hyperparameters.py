@@ -11,14 +11,14 @@ from torch import Tensor
 Term = Hashable
 TermWeights = Mapping[Any, float] | Sequence[float] | None
 
-Checked = TypeVar("Checked", bound="Hyperparameters")
+Self = TypeVar("Self", bound="Hyperparameters")
 
 NORM_INITS = ("first_step", "first_nonzero")
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One parameter group's hyper-parameters, checked: those of :class:`mtadam_fused.CombinedAdam`."""
+    """The validated hyper-parameters of one parameter group of :class:`mtadam_fused.CombinedAdam`."""
 
     BETAS: ClassVar[tuple[str, ...]] = ("the first moment", "the second moment")  # what each decays
 
@@ -31,23 +31,30 @@ class Hyperparameters:
     decoupled_weight_decay: bool
 
     @classmethod
-    def of(cls: type[Checked], group: Mapping[str, Any]) -> Checked:
-        """Reads and checks a parameter group.
+    def from_group(cls: type[Self], group: Mapping[str, Any]) -> Self:
+        """Read and validate a parameter group.
 
         Raises:
             ValueError: a value is out of its range; the message names it, and what to use instead.
         """
-        checked = cls(**{name: group[name] for name in cls.names()})
-        checked.check()
-        return checked
+        hyperparameters = cls(**{name: group[name] for name in cls.names()})
+        hyperparameters.check()
+        return hyperparameters
+
+    def is_current(self, group: Mapping[str, Any]) -> bool:
+        """Return whether these are plainly still the values of ``group``, so that it needs no validation.
+
+        False for values that can change in place, such as a learning rate in a Tensor.
+        """
+        return all(group[name] is value and isinstance(value, IMMUTABLE) for name, value in vars(self).items())
 
     @classmethod
     def names(cls) -> list[str]:
-        """Names of the hyper-parameters."""
+        """Return the names of the hyper-parameters."""
         return [field.name for field in fields(cls)]
 
     def check(self) -> None:
-        """Raises ValueError for a value out of its range."""
+        """Raise ValueError for a value out of its range."""
         check_lr(self.lr)
         check_betas(self.betas, self.BETAS)
         check_not_negative("eps", self.eps)
@@ -59,13 +66,16 @@ class Hyperparameters:
         return 0.0, False
 
     def weights(self, terms: Sequence[Term]) -> list[float]:
-        """The user's weight of each of ``terms``; errors as of :func:`weights_of`."""
+        """Return the user's weight of each of ``terms``; errors as of :func:`weights_of`."""
         return weights_of(None, terms)
 
 
+IMMUTABLE = (float, int, bool, str, tuple, type(None))
+
+
 @dataclass(frozen=True)
-class BalancedHyperparameters(Hyperparameters):
-    """One parameter group's hyper-parameters, checked: those of :class:`mtadam_fused.MTAdam`."""
+class MTAdamHyperparameters(Hyperparameters):
+    """The validated hyper-parameters of one parameter group of :class:`mtadam_fused.MTAdam`."""
 
     BETAS: ClassVar[tuple[str, ...]] = ("the first moment", "the second moments", "the norms")
 
@@ -73,7 +83,7 @@ class BalancedHyperparameters(Hyperparameters):
     term_weights: TermWeights
 
     def check(self) -> None:
-        """Raises ValueError for a value out of its range."""
+        """Raise ValueError for a value out of its range."""
         super().check()
         if self.norm_init not in NORM_INITS:
             raise ValueError(f"norm_init is {self.norm_init!r}; it must be one of {', '.join(NORM_INITS)}")
@@ -85,19 +95,19 @@ class BalancedHyperparameters(Hyperparameters):
         return self.betas[2], self.norm_init == "first_nonzero"
 
     def weights(self, terms: Sequence[Term]) -> list[float]:
-        """The user's weight of each of ``terms``; errors as of :func:`weights_of`."""
+        """Return the user's weight of each of ``terms``; errors as of :func:`weights_of`."""
         return weights_of(self.term_weights, terms)
 
 
 def weights_of(
-    given: TermWeights, terms: Sequence[Term], *, so_far: bool = False, name: str = "term_weights"
+    given: TermWeights, terms: Sequence[Term], *, allow_more: bool = False, name: str = "term_weights"
 ) -> list[float]:
-    """The weight of each of ``terms``, in their order.
+    """Return the weight of each of ``terms``, in their order.
 
     Args:
-        given: a group's ``term_weights``, or what else gives each term a number.
+        given: a group's ``term_weights``, or anything else that gives each term a number.
         terms: names of the terms.
-        so_far: more terms may follow, so a sequence of weights may be longer than ``terms``.
+        allow_more: whether more terms may follow, so that a sequence of weights may be longer than ``terms``.
         name: of ``given``, for errors.
 
     Raises:
@@ -112,7 +122,7 @@ def weights_of(
                     f"unknown term {term!r}: {name} names {list(given)}; give it a number there (weight 1.0 is neutral)"
                 )
         return [float(given[term]) for term in terms]
-    if len(given) != len(terms) and not (so_far and len(given) > len(terms)):
+    if len(given) != len(terms) and not (allow_more and len(given) > len(terms)):
         raise ValueError(
             f"{name} has {len(given)} weights for {len(terms)} terms {list(terms)}; give one weight per term, "
             "or a mapping from names to weights if terms come and go"
@@ -121,18 +131,18 @@ def weights_of(
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a real number (NumPy's too), and not a bool or a Tensor."""
+    """Return whether ``value`` is a real number (NumPy's too), and not a bool or a Tensor."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_not_negative(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a finite number of at least 0."""
+    """Raise ValueError unless ``value`` is a finite number of at least 0."""
     if not is_number(value) or not 0.0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
 
 
 def check_lr(lr: Any) -> None:
-    """Raises ValueError for a bad learning rate. A Tensor on a device is not read: that would wait for the device."""
+    """Raise ValueError for a bad learning rate. Does not read a Tensor on a device, which would wait for the device."""
     if not isinstance(lr, Tensor):
         check_not_negative("lr", lr)
     elif lr.numel() != 1:
@@ -141,16 +151,15 @@ def check_lr(lr: Any) -> None:
         check_not_negative("lr", lr.item())
 
 
-def check_betas(betas: Any, of: Sequence[str]) -> None:
-    """Raises ValueError unless ``betas`` are numbers in [0, 1), one for each name in ``of``."""
-    if not (
-        isinstance(betas, Sequence) and len(betas) == len(of) and all(is_number(b) and 0.0 <= b < 1.0 for b in betas)
-    ):
-        raise ValueError(f"betas is {betas!r}; it must be {len(of)} numbers in [0, 1), for {', '.join(of)}")
+def check_betas(betas: Any, decayed: Sequence[str]) -> None:
+    """Raise ValueError unless ``betas`` are numbers in [0, 1), one for each name of what they decay."""
+    is_sequence = isinstance(betas, Sequence) and len(betas) == len(decayed)
+    if not (is_sequence and all(is_number(b) and 0.0 <= b < 1.0 for b in betas)):
+        raise ValueError(f"betas is {betas!r}; it must be {len(decayed)} numbers in [0, 1), for {', '.join(decayed)}")
 
 
 def check_term_weights(weights: Any, name: str = "term_weights") -> None:
-    """Raises ValueError unless ``weights`` are None, or a mapping or sequence of finite numbers."""
+    """Raise ValueError unless ``weights`` are None, or a mapping or sequence of finite numbers."""
     if weights is None:
         return
     if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):

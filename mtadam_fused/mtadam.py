@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .fused_optimizer import FusedOptimizer
-from .hyperparameters import BalancedHyperparameters, Hyperparameters, Term, TermWeights, weights_of
-from .table import TermGradients, Work
+from .backends import Backend
+from .hyperparameters import Hyperparameters, MTAdamHyperparameters, Term, TermWeights, weights_of
+from .optimizer import TermOptimizer
+from .tables.layout import TermGradients
+from .tables.step_args import StepArgs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class MTAdam(FusedOptimizer):
+class MTAdam(TermOptimizer):
     """Adam for several loss terms, balanced layer by layer (Malkiel and Wolf, arXiv 2006.14683).
 
-    Each step takes the gradient of every term apart, brings the terms' running gradient norms in each layer to that of
-    the first term, keeps a second moment per term, and lets the largest of them bound the step. With one term it is
-    torch.optim.Adam. The first term ever seen is the anchor, so give one that keeps a gradient until the end. ::
+    Each step takes the gradient of every term separately, brings the terms' running gradient norms in each layer to that
+    of the first term, keeps a second moment per term, and lets the largest of them bound the step. With one term it is
+    torch.optim.Adam. The first term ever seen is the anchor: pass one first that keeps a gradient until the end. ::
 
         optimizer = MTAdam(model.parameters(), lr=1e-3)
         for batch in loader:
@@ -29,12 +31,12 @@ class MTAdam(FusedOptimizer):
             optimizer.backward(losses)
             optimizer.step()
 
-    The state of a parameter is ``step``, ``norms`` ([K] running norms), ``exp_avg``, and ``exp_avg_sq{k}`` for each
+    The state of a parameter is ``step``, ``norm_avg`` ([K] running norms), ``exp_avg``, and ``exp_avg_sq{k}`` for each
     term k that has reached it: 4K + 4 bytes per element, in float32 also for 16-bit parameters, in float64 for float64.
 
     Args:
         params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to ``norm_init``.
-            They may be sharded (DTensors, as of FSDP2): then norms are of the whole, and the state is sharded as well.
+            They may be DTensors, as from FSDP2: then norms are of the full gradients, and the state is sharded too.
         lr: learning rate; a number, or a Tensor of one element.
         betas: decay of the first moment, of the second moments, and of the running norms, each in [0, 1).
         eps: added to the denominator.
@@ -60,7 +62,7 @@ class MTAdam(FusedOptimizer):
             in all of them; later it can hang, or mix different terms. Under DistributedDataParallel run forward and
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
             alone. Gradients of parameters that are sharded over these processes are left to what has sharded them.
-            Default: no averaging, but of losses where parameters are sharded.
+            None: gradients are not averaged; losses are, if parameters are sharded.
 
     Raises:
         ValueError: a hyper-parameter out of its range, or no such backend.
@@ -68,7 +70,7 @@ class MTAdam(FusedOptimizer):
         RuntimeError: the backend asked for cannot serve the parameters here.
     """
 
-    hyperparameters: ClassVar[type[Hyperparameters]] = BalancedHyperparameters
+    hyperparameters: ClassVar[type[Hyperparameters]] = MTAdamHyperparameters
     per_term = True
 
     def __init__(
@@ -86,7 +88,7 @@ class MTAdam(FusedOptimizer):
         norm_init: str = "first_step",
         keep_combined_grad: bool = False,
         check_finite: bool = False,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         defaults = {
@@ -109,33 +111,33 @@ class MTAdam(FusedOptimizer):
             process_group=process_group,
         )
 
-    def _check_terms(self, terms: Sequence[Term], *, so_far: bool) -> None:
+    def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
         for group in self.param_groups:
-            weights_of(group["term_weights"], terms, so_far=so_far)
+            weights_of(group["term_weights"], terms, allow_more=allow_more)
 
-    def _update(self, works: Sequence[Work]) -> None:
-        for work in works:
-            kernels = self._backends[work.table.device]
-            if work.table.is_spread:
-                kernels.term_norms(work)
-                work.table.make_norms_whole()
-                kernels.balance(work)
-                kernels.mtadam_update(work)
+    def _update(self, steps: Sequence[StepArgs]) -> None:
+        for args in steps:
+            kernels = self._backends[args.table.device]
+            if args.table.has_shards:
+                kernels.term_norms(args)
+                args.table.all_reduce_norms()
+                kernels.balance(args)
+                kernels.mtadam_update(args)
             else:
-                kernels.mtadam_step(work)
+                kernels.mtadam_step(args)
 
     # -- telemetry -----------------------------------------------------------------------------------------------------
 
-    def term_norms(self) -> dict[Term, Tensor]:
-        """The terms' running gradient norms after the last step.
+    def running_norms(self) -> dict[Term, Tensor]:
+        """Return the terms' running gradient norms after the last step.
 
         Returns:
             For each term a tensor of [number of parameters], NaN where the term has not reached the parameter.
         """
-        return self._columns("running")
+        return self._columns("norm_avg")
 
     def term_scales(self) -> dict[Term, Tensor]:
-        """What the last step multiplied the terms' gradients by.
+        """Return the scale applied to each term's gradient in the last step.
 
         Returns:
             For each term a tensor of [number of parameters], NaN where the term has not reached the parameter.
@@ -143,10 +145,10 @@ class MTAdam(FusedOptimizer):
         return self._columns("scales")
 
     def _columns(self, name: str) -> dict[Term, Tensor]:
-        """The terms' columns of the tables' ``name``, in the order of the parameters."""
-        nothing_new: TermGradients = [[None] * len(self._params()) for _ in self.terms]
-        tables = self._tables.current(self.param_groups, self.state, nothing_new)
+        """Return the terms' columns of the tables' ``name``, in the order of the parameters."""
+        no_grads: TermGradients = [[None] * len(self._params()) for _ in self.terms]
+        tables = self._table_cache.get(self.param_groups, self.state, no_grads)
         device = tables[0].device
-        rows = torch.tensor([row for table in tables for row in table.rows], device=device).argsort()
-        values = torch.cat([getattr(t, name).masked_fill(t.running.isnan(), math.nan).to(device) for t in tables])
+        rows = torch.tensor([i for table in tables for i in table.positions], device=device).argsort()
+        values = torch.cat([getattr(t, name).masked_fill(t.norm_avg.isnan(), math.nan).to(device) for t in tables])
         return dict(zip(self.terms, values[rows].unbind(dim=1), strict=False))

@@ -1,15 +1,19 @@
-"""MTAdam and CombinedAdam in plain PyTorch: the definition that every backend is held to.
+"""MTAdam and CombinedAdam in plain PyTorch: the definition that every backend is tested against.
+
+The formulas come first, under the names of csrc/update_math.h and triton_kernels/update_math.py, where each stands once
+more. The kernels follow, under the names that they have in every backend.
 
 MTAdam has three stages, for L parameters (layers) and K loss terms, as in algorithm 1 of Malkiel and Wolf, "MTAdam:
 Automatic Balancing of Multiple Training Loss Terms" (arXiv 2006.14683). The K first moments of the paper share beta1
 and the step, and only their sum is used, so one is kept. CombinedAdam has :func:`term_gram`, then a rule of
 ``mtadam_fused.rules`` in the place of stage 2, then :func:`combined_adam`.
 
-The arithmetic is float64 for float64 parameters and float32 for all others; nothing waits for a device.
+The arithmetic is float64 for float64 parameters and float32 for all others. Nothing waits for a device.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +22,130 @@ TINY_NORM = 1e-10  # running norms at or below it count as zero: no anchor, no s
 
 
 def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
-    """The type that moments are kept and sums are made in for parameters of ``dtype``."""
+    """Return the dtype of moments and sums for parameters of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# -- formulas of stage 2, for any number of (layer, term) pairs ----------------------------------------------------------
+
+
+def has_started(norm_avg: Tensor) -> Tensor:
+    """Return where a running norm has started; it is NaN before."""
+    return ~norm_avg.isnan()
+
+
+def is_finite(x: Tensor) -> Tensor:
+    """Return where ``x`` is neither NaN (the norm of an absent gradient, too) nor infinite."""
+    return x.isfinite()
+
+
+def running_norm(norm_avg: Tensor, norm: Tensor, beta3: Tensor, first_nonzero: Tensor) -> Tensor:
+    """Return the running norm after a step whose gradient has the given norm.
+
+    A norm that is not finite is left out, so that one bad gradient does not spoil all steps after it. With
+    ``first_nonzero`` the running norm starts at the first norm above :data:`TINY_NORM` instead of the first one.
+    """
+    start = torch.where(first_nonzero & ~(norm > TINY_NORM), norm_avg, norm)
+    average = torch.where(has_started(norm_avg), beta3 * norm_avg + (1 - beta3) * norm, start)
+    return torch.where(is_finite(norm), average, norm_avg)
+
+
+def anchor_of(norm_avg: Tensor) -> Tensor:
+    """Return ``[L, 1]``: the running norm of each layer's first term above :data:`TINY_NORM`, 0 where none is."""
+    is_active = norm_avg > TINY_NORM
+    first = is_active.int().argmax(dim=1, keepdim=True)
+    return norm_avg.gather(1, first).where(is_active.gather(1, first), 0.0)
+
+
+def term_scale(norm_avg: Tensor, anchor: Tensor, weight: Tensor) -> Tensor:
+    """Return the factor that brings a term's running norm to the anchor's, times the user's weight."""
+    return torch.where(norm_avg > TINY_NORM, weight * (anchor / norm_avg), 1.0)
+
+
+# -- formulas of stage 3, for all elements of one parameter --------------------------------------------------------------
+
+
+class StepFactors(NamedTuple):
+    """What a step multiplies by."""
+
+    step_size: Tensor  # lr / (1 - beta1**t)
+    correction2: Tensor  # sqrt(1 - beta2**t)
+    eps: float
+    decay: float | Tensor  # lr * weight_decay where the decay is decoupled, else 0
+
+
+class RowScalars(NamedTuple):
+    """The scalars of one parameter's step."""
+
+    grad_sign: float  # -1 to maximize, else 1
+    beta1: float
+    beta2: float
+    l2_decay: float  # added to the gradient as l2_decay * param
+    factors: StepFactors
+
+
+def balanced_gradient(grad: Tensor, scale: Tensor | float, param: Tensor, weight_decay: float) -> Tensor:
+    """Return h_k: the balanced gradient of one term, with weight decay in the published L2 form (once per term)."""
+    return scale * grad + weight_decay * param
+
+
+def add_weighted(total: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Add the weighted gradient of one more term to the sum of those so far."""
+    return total + weight * grad
+
+
+def first_moment(exp_avg: Tensor, combined: Tensor, beta1: float) -> Tensor:
+    """Return m after a step: one for all terms. ``combined`` is the sum of h_k over the terms."""
+    return beta1 * exp_avg + (1 - beta1) * combined
+
+
+def second_moment(exp_avg_sq: Tensor, h: Tensor, beta2: float) -> Tensor:
+    """Return v_k after a step: one per term. CombinedAdam has one for all, with the combined gradient as h."""
+    return beta2 * exp_avg_sq + (1 - beta2) * h * h
+
+
+def nan_max(a: Tensor, b: Tensor) -> Tensor:
+    """Return the larger of two numbers, NaN if either is."""
+    return torch.maximum(a, b)
+
+
+def add_term(
+    grad: Tensor, scale: Tensor, param: Tensor, exp_avg_sq: Tensor, combined: Tensor, row: RowScalars
+) -> tuple[Tensor, Tensor]:
+    """Return the second moment of one term after a step, and ``combined`` with the term's h_k added."""
+    h = balanced_gradient(grad, row.grad_sign * scale, param, row.l2_decay)
+    return second_moment(exp_avg_sq, h, row.beta2), combined + h
+
+
+def step_factors(
+    lr: float | Tensor, beta1: float, beta2: float, eps: float, decoupled_decay: float, step: Tensor
+) -> StepFactors:
+    """Return what a step multiplies by, in the dtype of ``step``, the number of the step (from 1)."""
+    step_size, correction2 = lr / bias_correction(beta1, step), bias_correction(beta2, step).sqrt()
+    return StepFactors(step_size, correction2, eps, lr * decoupled_decay)
+
+
+def bias_correction(beta: float, step: Tensor) -> Tensor:
+    """Return ``1 - beta**step`` without the digits that the subtraction loses in float32."""
+    return -torch.expm1(step * (math.log(beta) if beta > 0 else -math.inf))
+
+
+def updated_param(param: Tensor, exp_avg: Tensor, largest: Tensor, factors: StepFactors) -> Tensor:
+    """Return the parameter after a step.
+
+    Args:
+        exp_avg: the first moment after the step.
+        largest: the largest second moment over the terms; with AMSGrad the largest maximum.
+    """
+    change = factors.step_size * exp_avg / (largest.sqrt() / factors.correction2 + factors.eps)
+    return param - (change + factors.decay * param)  # one subtraction, so that the parameter is rounded once
+
+
+# -- kernels -------------------------------------------------------------------------------------------------------------
+
+
 def term_norms(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor:
-    """Stage 1: Euclidean norms of the gradients.
+    """Stage 1: compute the Euclidean norms of the gradients.
 
     Args:
         grads: ``[L][K]`` gradients, None where a term is absent.
@@ -40,31 +162,26 @@ def term_norms(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor
 
 
 def balance(
-    norms: Tensor, running: Tensor, weights: Tensor, beta3: Tensor, first_nonzero: Tensor
+    norms: Tensor, norm_avg: Tensor, weights: Tensor, beta3: Tensor, first_nonzero: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Stage 2: advances the running norms and gives each gradient's scale.
+    """Stage 2: advance the running norms, and compute each gradient's scale.
 
-    The anchor of a layer is its first term whose running norm is above :data:`TINY_NORM`; the others are brought to the
+    The anchor of a layer is its first term whose running norm is above :data:`TINY_NORM`. The others are brought to the
     anchor's running norm, times the user's weight. Norms that are not finite (NaN where a term is absent) leave the
     running norm as it was.
 
     Args:
         norms: ``[L, K]`` of this step.
-        running: ``[L, K]`` before this step, NaN where none has started.
+        norm_avg: ``[L, K]`` running norms before this step, NaN where none has started.
         weights: ``[L, K]`` term weights.
         beta3: ``[L, 1]`` decay of the running norms.
-        first_nonzero: ``[L, 1]`` bool; a running norm starts at the first norm above TINY_NORM, not at the first one.
+        first_nonzero: ``[L, 1]`` bool; whether a running norm starts at the first norm above TINY_NORM.
 
     Returns:
         ``[L, K]`` running norms after this step, and ``[L, K]`` scales.
     """
-    waiting = first_nonzero & ~(norms > TINY_NORM)
-    started = torch.where(running.isnan(), norms.masked_fill(waiting, math.nan), beta3 * running + (1 - beta3) * norms)
-    running = torch.where(norms.isfinite(), started, running)
-    heard = running > TINY_NORM
-    first = heard.int().argmax(dim=1, keepdim=True)  # 0 where no term is heard: then no scale uses it
-    scales = torch.where(heard, weights * (running.gather(1, first) / running), 1.0)
-    return running, scales
+    norm_avg = running_norm(norm_avg, norms, beta3, first_nonzero)
+    return norm_avg, term_scale(norm_avg, anchor_of(norm_avg), weights)
 
 
 def mtadam_update(
@@ -74,17 +191,9 @@ def mtadam_update(
     exp_avg: Tensor,
     exp_avg_sqs: Sequence[Tensor | None],
     max_exp_avg_sqs: Sequence[Tensor | None],
-    step: Tensor,
-    *,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
-    decoupled_weight_decay: bool,
+    row: RowScalars,
 ) -> Tensor:
-    """Stage 3, for one parameter: Adam's step on the sum of the balanced gradients.
+    """Stage 3, for one parameter: make Adam's step on the sum of the balanced gradients.
 
     The largest of the second moments bounds it. Changes ``param``, ``exp_avg``, ``exp_avg_sqs`` and ``max_exp_avg_sqs``
     in place.
@@ -94,36 +203,29 @@ def mtadam_update(
         grads: ``[K]``, of the shape of ``param``; None where a term is absent, whose second moment then stays as it is
             and still bounds the step.
         scales: ``[K]`` scalars of stage 2.
-        exp_avg: the first moment, in the arithmetic type.
+        exp_avg: the first moment, in the arithmetic dtype.
         exp_avg_sqs: ``[K]`` second moments, None where the term never reached the parameter.
         max_exp_avg_sqs: ``[K]`` their maxima so far where AMSGrad is on, else None.
-        step: this step's number, from 1, a scalar.
-        lr: learning rate.
-        weight_decay: added to every balanced gradient as ``weight_decay * param``, or with ``decoupled_weight_decay``
-            applied to the parameter once, before the step, as AdamW does.
+        row: the parameter's scalars.
 
     Returns:
-        The sum over the terms of the balanced gradients, in the arithmetic type.
+        The sum over the terms of the balanced gradients, in the arithmetic dtype.
     """
     p = param.to(exp_avg.dtype)
-    l2_decay = 0.0 if decoupled_weight_decay else weight_decay
     combined, largest = torch.zeros_like(p), torch.zeros_like(p)
-    for grad, scale, exp_avg_sq, maximum in zip(grads, scales, exp_avg_sqs, max_exp_avg_sqs, strict=True):
+    for grad, scale, exp_avg_sq, max_exp_avg_sq in zip(grads, scales, exp_avg_sqs, max_exp_avg_sqs, strict=True):
         if exp_avg_sq is None:
             continue
         if grad is not None:
-            h = (-scale if maximize else scale) * grad.to(p.dtype) + l2_decay * p
-            combined += h
-            exp_avg_sq.copy_(beta2 * exp_avg_sq + (1 - beta2) * h * h)
-        bound = exp_avg_sq if maximum is None else maximum.copy_(torch.maximum(maximum, exp_avg_sq))
-        largest = torch.maximum(largest, bound)
-    decay = weight_decay if decoupled_weight_decay else 0.0
-    advance(param, combined, exp_avg, largest, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, decoupled_decay=decay)
+            advanced, combined = add_term(grad.to(p.dtype), scale, p, exp_avg_sq, combined, row)
+            exp_avg_sq.copy_(advanced)
+        largest = nan_max(largest, raise_max(max_exp_avg_sq, exp_avg_sq))
+    finish_step(param, combined, exp_avg, largest, row)
     return combined
 
 
 def term_gram(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor:
-    """Dot products of the terms' gradients.
+    """Compute the dot products of the terms' gradients.
 
     Args:
         grads: ``[L][K]`` gradients, None where a term is absent.
@@ -149,17 +251,9 @@ def combined_adam(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     max_exp_avg_sq: Tensor | None,
-    step: Tensor,
-    *,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
-    decoupled_weight_decay: bool,
+    row: RowScalars,
 ) -> Tensor:
-    """Adam's step, for one parameter, on the weighted sum of the terms' gradients.
+    """Make Adam's step, for one parameter, on the weighted sum of the terms' gradients.
 
     Changes ``param``, ``exp_avg``, ``exp_avg_sq`` and ``max_exp_avg_sq`` in place.
 
@@ -167,49 +261,30 @@ def combined_adam(
         param: any shape.
         grads: ``[K]``, of the shape of ``param``; None where a term is absent.
         weights: ``[K]`` scalars.
-        exp_avg, exp_avg_sq: the moments, in the arithmetic type.
+        exp_avg, exp_avg_sq: the moments, in the arithmetic dtype.
         max_exp_avg_sq: the largest second moment so far where AMSGrad is on, else None.
-        step, lr, weight_decay: as of :func:`mtadam_update`.
+        row: the parameter's scalars.
 
     Returns:
-        The weighted sum of the gradients, in the arithmetic type; without weight decay.
+        The weighted sum of the gradients, in the arithmetic dtype; without weight decay.
     """
     p = param.to(exp_avg.dtype)
     combined = torch.zeros_like(p)
     for grad, weight in zip(grads, weights, strict=True):
         if grad is not None:
-            combined += weight * grad.to(p.dtype)
-    decay, l2_decay = (weight_decay, 0.0) if decoupled_weight_decay else (0.0, weight_decay)
-    gradient = (-combined if maximize else combined) + l2_decay * p
-    exp_avg_sq.copy_(beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient)
-    largest = exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq.copy_(torch.maximum(max_exp_avg_sq, exp_avg_sq))
-    advance(param, gradient, exp_avg, largest, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, decoupled_decay=decay)
+            combined = add_weighted(combined, grad.to(p.dtype), weight)
+    gradient = balanced_gradient(combined, row.grad_sign, p, row.l2_decay)
+    exp_avg_sq.copy_(second_moment(exp_avg_sq, gradient, row.beta2))
+    finish_step(param, gradient, exp_avg, raise_max(max_exp_avg_sq, exp_avg_sq), row)
     return combined
 
 
-def advance(
-    param: Tensor,
-    gradient: Tensor,
-    exp_avg: Tensor,
-    largest: Tensor,
-    step: Tensor,
-    *,
-    lr: float | Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decoupled_decay: float,
-) -> None:
-    """The end of a step: advances ``exp_avg`` by ``gradient``, and ``param`` by it over the root of ``largest``."""
-    p = param.to(exp_avg.dtype)
-    exp_avg.copy_(beta1 * exp_avg + (1 - beta1) * gradient)
-    denominator = largest.sqrt() / bias_correction(beta2, step, p.dtype).sqrt() + eps
-    change = lr / bias_correction(beta1, step, p.dtype) * exp_avg / denominator
-    if decoupled_decay:
-        change += lr * decoupled_decay * p
-    param.copy_(p - change)
+def raise_max(max_exp_avg_sq: Tensor | None, exp_avg_sq: Tensor) -> Tensor:
+    """Return what bounds the step: a second moment, or its maximum so far, which is raised in place."""
+    return exp_avg_sq if max_exp_avg_sq is None else max_exp_avg_sq.copy_(nan_max(max_exp_avg_sq, exp_avg_sq))
 
 
-def bias_correction(beta: float, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """``1 - beta**step``, without the digits that the subtraction loses in float32."""
-    return -torch.expm1(step.to(dtype) * (math.log(beta) if beta > 0 else -math.inf))
+def finish_step(param: Tensor, gradient: Tensor, exp_avg: Tensor, largest: Tensor, row: RowScalars) -> None:
+    """Advance ``exp_avg`` by ``gradient``, and step ``param``; changes both in place."""
+    exp_avg.copy_(first_moment(exp_avg, gradient, row.beta1))
+    param.copy_(updated_param(param.to(exp_avg.dtype), exp_avg, largest, row.factors))

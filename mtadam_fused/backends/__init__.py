@@ -3,8 +3,8 @@
 from .cpu import CpuBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
-from .registry import BACKENDS, Backend, Status, choose, statuses
+from .registry import BACKENDS, Backend, Status, select_backend, statuses
 from .triton import TritonBackend
 
 __all__ = ["BACKENDS", "Backend", "CpuBackend", "CudaBackend", "ReferenceBackend", "Status", "TritonBackend"]
-__all__ += ["choose", "statuses"]
+__all__ += ["select_backend", "statuses"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..table import Work
+from ..tables.step_args import StepArgs
 from . import native
 from .native import packed
 
@@ -20,23 +20,23 @@ class CpuBackend:
 
     name = "cpu"
 
-    def serves(self, device: torch.device) -> bool:
+    def supports(self, device: torch.device) -> bool:
         return device.type == "cpu"
 
-    def term_norms(self, work: Work) -> None:
-        native.module.term_norms(*packed(work))
+    def term_norms(self, args: StepArgs) -> None:
+        native.module.term_norms(*packed(args))
 
-    def balance(self, work: Work) -> None:
-        native.module.balance(*packed(work))
+    def balance(self, args: StepArgs) -> None:
+        native.module.balance(*packed(args))
 
-    def mtadam_update(self, work: Work) -> None:
-        native.module.mtadam_update(*packed(work))
+    def mtadam_update(self, args: StepArgs) -> None:
+        native.module.mtadam_update(*packed(args))
 
-    def mtadam_step(self, work: Work) -> None:
-        native.module.mtadam_step(*packed(work))
+    def mtadam_step(self, args: StepArgs) -> None:
+        native.module.mtadam_step(*packed(args))
 
-    def term_gram(self, work: Work) -> None:
-        native.module.term_gram(*packed(work))
+    def term_gram(self, args: StepArgs) -> None:
+        native.module.term_gram(*packed(args))
 
-    def combined_adam(self, work: Work) -> None:
-        native.module.combined_adam(*packed(work))
+    def combined_adam(self, args: StepArgs) -> None:
+        native.module.combined_adam(*packed(args))

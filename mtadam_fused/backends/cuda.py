@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..table import Table, Work
+from ..tables.param_table import ParamTable
+from ..tables.step_args import StepArgs
 from . import native
 from .device import MOST_ELEMENTS, DeviceTables, made_current
 from .native import packed
@@ -51,16 +52,16 @@ def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
 class CudaTables(DeviceTables):
     """What the CUDA kernels need on the device besides: the chunks, and the queue of a step in one launch."""
 
-    def __init__(self, work: Work, in_one_launch: bool) -> None:
-        super().__init__(work, AHEAD_ELEMENTS // AHEAD // work.table.terms if in_one_launch else MOST_ELEMENTS)
-        self.chunk = self.chunks.to(work.table.device)
-        self.queue = torch.zeros(1 + len(work.table.params), dtype=torch.int32, device=work.table.device)
+    def __init__(self, args: StepArgs, one_launch: bool) -> None:
+        super().__init__(args, AHEAD_ELEMENTS // AHEAD // args.table.terms if one_launch else MOST_ELEMENTS)
+        self.chunk = self.chunks.to(args.table.device)
+        self.queue = torch.zeros(1 + len(args.table.params), dtype=torch.int32, device=args.table.device)
         self._orders: dict[int, Tensor] = {}
 
-    def order(self, work: Work) -> Tensor:
+    def order(self, args: StepArgs) -> Tensor:
         """Of the queue of a step in one launch."""
-        table = work.table
-        rows = native.module.cuda_rows_at_once(table.terms, work.combined is not None)
+        table = args.table
+        rows = native.module.cuda_rows_at_once(table.terms, args.combined is not None)
         if rows not in self._orders:
             self._orders[rows] = launch_order(self.chunks[:, 0].contiguous(), rows).to(table.device)
         return self._orders[rows]
@@ -71,48 +72,48 @@ class CudaBackend:
 
     Args:
         stream: gives the address of a device's current stream; default torch's.
-        in_one_launch: make MTAdam's step in one launch instead of three.
+        one_launch: make MTAdam's step in one launch instead of three.
     """
 
     name = "cuda"
 
-    def __init__(self, stream: Callable[[torch.device], int] | None = None, *, in_one_launch: bool = False) -> None:
-        self._step = MTADAM_STEP if in_one_launch else TERM_NORMS | BALANCE | MTADAM_UPDATE
+    def __init__(self, stream: Callable[[torch.device], int] | None = None, *, one_launch: bool = False) -> None:
+        self._step = MTADAM_STEP if one_launch else TERM_NORMS | BALANCE | MTADAM_UPDATE
         self._stream = stream or (lambda device: torch.cuda.current_stream(device).cuda_stream)
-        self._tables: WeakKeyDictionary[Table, CudaTables] = WeakKeyDictionary()
+        self._tables: WeakKeyDictionary[ParamTable, CudaTables] = WeakKeyDictionary()
 
-    def serves(self, device: torch.device) -> bool:
+    def supports(self, device: torch.device) -> bool:
         return device.type == "cuda"
 
-    def term_norms(self, work: Work) -> None:
-        self._run(work, TERM_NORMS | FOLD_NORMS)
+    def term_norms(self, args: StepArgs) -> None:
+        self._run(args, TERM_NORMS | FOLD_NORMS)
 
-    def balance(self, work: Work) -> None:
-        self._run(work, BALANCE)
+    def balance(self, args: StepArgs) -> None:
+        self._run(args, BALANCE)
 
-    def mtadam_update(self, work: Work) -> None:
-        self._run(work, MTADAM_UPDATE)
+    def mtadam_update(self, args: StepArgs) -> None:
+        self._run(args, MTADAM_UPDATE)
 
-    def mtadam_step(self, work: Work) -> None:
-        self._run(work, self._step)
+    def mtadam_step(self, args: StepArgs) -> None:
+        self._run(args, self._step)
 
-    def term_gram(self, work: Work) -> None:
-        self._run(work, TERM_GRAM)
+    def term_gram(self, args: StepArgs) -> None:
+        self._run(args, TERM_GRAM)
 
-    def combined_adam(self, work: Work) -> None:
-        self._run(work, COMBINED_ADAM)
+    def combined_adam(self, args: StepArgs) -> None:
+        self._run(args, COMBINED_ADAM)
 
-    def _run(self, work: Work, stages: int) -> None:
-        with made_current(work.table.device):
-            tables = self._tables.get(work.table)
+    def _run(self, args: StepArgs, stages: int) -> None:
+        with made_current(args.table.device):
+            tables = self._tables.get(args.table)
             if tables is None:
-                tables = self._tables[work.table] = CudaTables(work, self._step == MTADAM_STEP)
-            self._launch(work, tables, stages)
+                tables = self._tables[args.table] = CudaTables(args, self._step == MTADAM_STEP)
+            self._launch(args, tables, stages)
 
-    def _launch(self, work: Work, tables: CudaTables, stages: int) -> None:
-        table = work.table
+    def _launch(self, args: StepArgs, tables: CudaTables, stages: int) -> None:
+        table = args.table
         # Held until the kernels are launched: of a step that is captured, nothing else holds them.
-        hyperparameters = () if stages == TERM_GRAM else tables.hyperparameters(work)
+        hyperparameters = () if stages == TERM_GRAM else tables.hyperparameters(args)
         groups, weights = [t.data_ptr() for t in hyperparameters] or (0, 0)
         device: Any = native.module.Device(
             table.device.index or 0,
@@ -128,8 +129,8 @@ class CudaBackend:
             tables.chunk_elements,
             0 if stages in (BALANCE, COMBINED_ADAM) else tables.partial.data_ptr(),
             tables.factors.data_ptr(),
-            tables.order(work).data_ptr() if stages == MTADAM_STEP else 0,
+            tables.order(args).data_ptr() if stages == MTADAM_STEP else 0,
             tables.queue.data_ptr(),
-            work.combined is not None,
+            args.combined is not None,
         )
-        native.module.cuda_run(*packed(work), device, stages)
+        native.module.cuda_run(*packed(args), device, stages)

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..table import Work
+from ..tables.step_args import StepArgs
 
 GROUP_FIELDS = 9  # doubles of a Group in csrc/launch.h
 LEAST_ELEMENTS, MOST_ELEMENTS = 1024, 8192  # of a chunk; both powers of two
@@ -27,7 +27,7 @@ def on_device(values: array, device: torch.device) -> Tensor:
 
 def chunk_elements(elements: int, most: int = MOST_ELEMENTS) -> int:
     """How many elements of a step of so many a block should take: large chunks cost least, but small models need small
-    ones to have the whole device work on them. At most ``most``, where that is no less than LEAST_ELEMENTS."""
+    ones to have the whole device args on them. At most ``most``, where that is no less than LEAST_ELEMENTS."""
     chunk = MOST_ELEMENTS
     while chunk > LEAST_ELEMENTS and (chunk > most or chunk * ENOUGH_CHUNKS > elements):
         chunk //= 2
@@ -105,23 +105,23 @@ class Staging:
 class DeviceTables:
     """A table's addresses on its device, the kernels' scratch, and the hyper-parameters that were last copied there."""
 
-    def __init__(self, work: Work, most_elements: int = MOST_ELEMENTS) -> None:
-        table = work.table
+    def __init__(self, args: StepArgs, most_elements: int = MOST_ELEMENTS) -> None:
+        table = args.table
         if is_capturing(table.device):
             raise RuntimeError("make a first step outside of the CUDA graph: it allocates what the kernels need")
-        numels = torch.tensor([p.numel() for p in table.parts], device="cpu")
+        numels = torch.tensor([p.numel() for p in table.local_params], device="cpu")
         self.chunk_elements = chunk_elements(int(numels.sum()), most_elements)
         self.chunks = chunk_table(numels, self.chunk_elements)  # on the host
         starts = torch.searchsorted(self.chunks[:, 0].contiguous(), torch.arange(len(numels) + 1, device="cpu"))
         # The row table is [rows, 5] integers of which none changes; `second` and `maximum` are [moments, rows].
         self.row = on_device(table.row_table, table.device)
-        self.second = on_device(table.second_table, table.device)
-        self.maximum = on_device(table.maximum_table, table.device)
+        self.second = on_device(table.exp_avg_sq_table, table.device)
+        self.maximum = on_device(table.max_exp_avg_sq_table, table.device)
         self.chunk_start = starts.to(table.device)
         self.factors = torch.empty(4 * len(table.params), dtype=table.dtype, device=table.device)
         # A sum of squares for each term and chunk, or a product of each pair of terms.
         self._sums = len(self.chunks) * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
-        values = work.group_table + work.weight_table
+        values = args.group_table + args.weight_table
         self._hyperparameters = on_device(values, table.device)
         self._copied = values.tobytes()
         self._staging = Staging(values, table.device)
@@ -131,10 +131,10 @@ class DeviceTables:
         """Scratch for sums over chunks."""
         return torch.empty(self._sums, dtype=self.factors.dtype, device=self.factors.device)
 
-    def hyperparameters(self, work: Work) -> tuple[Tensor, Tensor]:
-        """What ``work`` has of them, on the device: groups [groups * GROUP_FIELDS] and weights [groups * terms]."""
-        device = work.table.device
-        values = work.group_table + work.weight_table
+    def hyperparameters(self, args: StepArgs) -> tuple[Tensor, Tensor]:
+        """What ``args`` has of them, on the device: groups [groups * GROUP_FIELDS] and weights [groups * terms]."""
+        device = args.table.device
+        values = args.group_table + args.weight_table
         if is_capturing(device):  # a graph has its own, whatever the steps between its replays leave here
             current = self._staging(values).to(device, non_blocking=True)
         else:
@@ -143,8 +143,8 @@ class DeviceTables:
             if values.tobytes() != self._copied:
                 current.copy_(self._staging(values), non_blocking=True)
                 self._copied = values.tobytes()
-        groups, weights = current.tensor_split([GROUP_FIELDS * len(work.groups)])
-        for number, group in enumerate(work.groups):
-            if isinstance(group.lr, Tensor) and work.has_lr_on_device(group):
+        groups, weights = current.tensor_split([GROUP_FIELDS * len(args.groups)])
+        for number, group in enumerate(args.groups):
+            if isinstance(group.lr, Tensor) and args.has_lr_on_device(group):
                 groups[number * GROUP_FIELDS].copy_(group.lr.reshape(()))  # the first field; no host involved
         return groups, weights

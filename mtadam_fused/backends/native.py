@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..table import STORAGE_TYPES, Work, addresses
+from ..tables.param_table import STORAGE_TYPES, addresses
+from ..tables.step_args import StepArgs
 
 module: Any = None
 problem: ImportError | None = None
@@ -34,42 +35,42 @@ def or_in_sources(remedy: str) -> str:
     return f"{taken}, else {remedy}"
 
 
-def packed(work: Work) -> tuple[bool, Any]:
+def packed(args: StepArgs) -> tuple[bool, Any]:
     """The first arguments of every native kernel: whether the arithmetic is float64, and the step."""
-    table = work.table
-    types = grad_types(work)  # before the addresses: it may replace gradients
+    table = args.table
+    types = grad_types(args)  # before the addresses: it may replace gradients
     step = module.Step(
         len(table.params),
         table.terms,
         len(table.exp_avg_sqs),
-        len(work.groups),
+        len(args.groups),
         table.row_table,
-        work.group_table,
-        work.weight_table,
-        addresses(work.grads),
+        args.group_table,
+        args.weight_table,
+        addresses(args.grads),
         types,
-        table.second_table,
-        table.maximum_table,
-        table.no_addresses if work.combined is None else addresses([work.combined]),
+        table.exp_avg_sq_table,
+        table.max_exp_avg_sq_table,
+        table.null_addresses if args.combined is None else addresses([args.combined]),
         table.steps.data_ptr(),
         table.norms.data_ptr(),
-        table.running.data_ptr(),
+        table.norm_avg.data_ptr(),
         table.scales.data_ptr(),
         0 if table.per_term else table.gram.data_ptr(),
     )
     return table.dtype == torch.float64, step
 
 
-def grad_types(work: Work) -> array:
+def grad_types(args: StepArgs) -> array:
     """The storage type of each row's gradients. Where the terms of a row differ, all are made float32."""
-    table = work.table
-    if not table.is_narrow:
+    table = args.table
+    if not table.has_narrow_params:
         return table.param_types
     types = array("q", table.param_types)
     for row in range(len(types)):
-        dtypes = {grad.dtype for term in work.grads if (grad := term[row]) is not None}
+        dtypes = {grad.dtype for term in args.grads if (grad := term[row]) is not None}
         if len(dtypes) > 1:
-            for term in work.grads:
+            for term in args.grads:
                 term[row] = None if (grad := term[row]) is None else grad.float()
         if dtypes:
             types[row] = STORAGE_TYPES[torch.float32 if len(dtypes) > 1 else dtypes.pop()]

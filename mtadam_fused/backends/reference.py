@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..shards import part
-from ..table import Work
+from ..distributed.dtensor import to_local
+from ..tables.step_args import StepArgs
 
 
 def status() -> tuple[bool, str]:
-    """It can be used everywhere."""
+    """Return that the reference can be used everywhere."""
     return True, "pure PyTorch, any device"
 
 
@@ -22,87 +21,82 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def serves(self, device: torch.device) -> bool:
+    def supports(self, device: torch.device) -> bool:
         return True
 
-    def term_norms(self, work: Work) -> None:
-        grads = list(zip(*work.grads, strict=True))
-        work.table.norms.copy_(reference.term_norms(grads, like=work.table.norms))
+    def term_norms(self, args: StepArgs) -> None:
+        grads = list(zip(*args.grads, strict=True))
+        args.table.norms.copy_(reference.term_norms(grads, like=args.table.norms))
 
-    def balance(self, work: Work) -> None:
-        table = work.table
+    def balance(self, args: StepArgs) -> None:
+        table = args.table
 
         def per_row(values: Sequence, dtype: torch.dtype) -> Tensor:
-            """``values`` of the groups, for each row."""
-            return torch.tensor([values[group] for group in table.groups], dtype=dtype, device=table.device)
+            """Return the ``values`` of the groups, for each row."""
+            return torch.tensor([values[i] for i in table.group_indices], dtype=dtype, device=table.device)
 
-        running, scales = reference.balance(
+        norm_avg, scales = reference.balance(
             table.norms,
-            table.running,
-            per_row(work.weights, table.dtype),
-            per_row([[g.norm_rule[0]] for g in work.groups], table.dtype),
-            per_row([[g.norm_rule[1]] for g in work.groups], torch.bool),
+            table.norm_avg,
+            per_row(args.weights, table.dtype),
+            per_row([[g.norm_rule[0]] for g in args.groups], table.dtype),
+            per_row([[g.norm_rule[1]] for g in args.groups], torch.bool),
         )
-        table.running.copy_(running)
+        table.norm_avg.copy_(norm_avg)
         table.scales.copy_(scales)
-        table.steps += torch.tensor(work.reached, device=table.device)
+        table.steps += torch.tensor(args.has_grad, device=table.device)
 
-    def mtadam_update(self, work: Work) -> None:
-        table = work.table
-        for row in compress(range(len(table.params)), work.reached):
+    def mtadam_update(self, args: StepArgs) -> None:
+        table = args.table
+        for row in compress(range(len(table.params)), args.has_grad):
             combined = reference.mtadam_update(
                 table.dense[row].detach(),
-                [term[row] for term in work.grads],
+                [term[row] for term in args.grads],
                 table.scales[row],
-                part(table.states[row]["exp_avg"]),
+                to_local(table.states[row]["exp_avg"]),
                 [term[row] for term in table.exp_avg_sqs],
                 [term[row] for term in table.max_exp_avg_sqs],
-                table.steps[row],
-                **adam_arguments(work, row),
+                row_scalars(args, row),
             )
-            leave_combined(work, row, combined)
+            leave_combined(args, row, combined)
 
-    def mtadam_step(self, work: Work) -> None:
-        self.term_norms(work)
-        self.balance(work)
-        self.mtadam_update(work)
+    def mtadam_step(self, args: StepArgs) -> None:
+        self.term_norms(args)
+        self.balance(args)
+        self.mtadam_update(args)
 
-    def term_gram(self, work: Work) -> None:
-        grads = list(zip(*work.grads, strict=True))
-        work.table.gram.copy_(reference.term_gram(grads, like=work.table.norms))
+    def term_gram(self, args: StepArgs) -> None:
+        grads = list(zip(*args.grads, strict=True))
+        args.table.gram.copy_(reference.term_gram(grads, like=args.table.norms))
 
-    def combined_adam(self, work: Work) -> None:
-        table = work.table
-        table.steps += torch.tensor(work.reached, device=table.device)
-        for row in compress(range(len(table.params)), work.reached):
+    def combined_adam(self, args: StepArgs) -> None:
+        table = args.table
+        table.steps += torch.tensor(args.has_grad, device=table.device)
+        for row in compress(range(len(table.params)), args.has_grad):
             combined = reference.combined_adam(
                 table.dense[row].detach(),
-                [term[row] for term in work.grads],
+                [term[row] for term in args.grads],
                 table.scales[row],
-                part(table.states[row]["exp_avg"]),
-                part(table.states[row]["exp_avg_sq"]),
+                to_local(table.states[row]["exp_avg"]),
+                to_local(table.states[row]["exp_avg_sq"]),
                 table.max_exp_avg_sqs[0][row],
-                table.steps[row],
-                **adam_arguments(work, row),
+                row_scalars(args, row),
             )
-            leave_combined(work, row, combined)
+            leave_combined(args, row, combined)
 
 
-def adam_arguments(work: Work, row: int) -> dict[str, Any]:
-    """The hyper-parameters of a row, as the updates of ``mtadam_fused.reference`` take them."""
-    group = work.groups[work.table.groups[row]]
-    return {
-        "lr": group.lr.reshape(()) if isinstance(group.lr, Tensor) else group.lr,
-        "beta1": group.betas[0],
-        "beta2": group.betas[1],
-        "eps": group.eps,
-        "weight_decay": group.weight_decay,
-        "maximize": group.maximize,
-        "decoupled_weight_decay": group.decoupled_weight_decay,
-    }
+def row_scalars(args: StepArgs, row: int) -> reference.RowScalars:
+    """Return the scalars of a row's step, as the updates of ``mtadam_fused.reference`` take them."""
+    table = args.table
+    group = args.groups[table.group_indices[row]]
+    lr = group.lr.reshape(()) if isinstance(group.lr, Tensor) else group.lr
+    l2_decay, decoupled = (0.0, group.weight_decay) if group.decoupled_weight_decay else (group.weight_decay, 0.0)
+    beta1, beta2 = group.betas[:2]
+    factors = reference.step_factors(lr, beta1, beta2, group.eps, decoupled, table.steps[row].to(table.dtype))
+    return reference.RowScalars(-1.0 if group.maximize else 1.0, beta1, beta2, l2_decay, factors)
 
 
-def leave_combined(work: Work, row: int, combined: Tensor) -> None:
-    """Puts a row's combined gradient where it is wanted."""
-    if work.combined is not None and (out := work.combined[row]) is not None:
+def leave_combined(args: StepArgs, row: int, combined: Tensor) -> None:
+    """Copy a row's combined gradient to where it is wanted."""
+    if args.combined is not None and (out := args.combined[row]) is not None:
         out.copy_(combined)

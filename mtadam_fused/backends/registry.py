@@ -4,48 +4,54 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from ..table import Work
+from ..tables.step_args import StepArgs
 from . import cpu, cuda, reference, triton
 
 
+@runtime_checkable
 class Backend(Protocol):
     """The kernels of MTAdam and CombinedAdam for some types of devices.
 
-    Each takes a :class:`~mtadam_fused.table.Work` and changes its table in place.
+    Each kernel takes a :class:`~mtadam_fused.tables.StepArgs` and changes its table in place.
+
+    Attributes:
+        name: shown by the ``repr`` of an optimizer.
     """
 
     name: str
 
-    def serves(self, device: torch.device) -> bool:
-        """Whether the kernels are for parameters on ``device``, be they usable here or not."""
+    def supports(self, device: torch.device) -> bool:
+        """Return whether the kernels are made for parameters on ``device``, usable here or not."""
 
-    def term_norms(self, work: Work) -> None:
-        """Stage 1: fills ``table.norms`` from the gradients."""
+    def term_norms(self, args: StepArgs) -> None:
+        """Stage 1: fill ``table.norms`` from the gradients."""
 
-    def balance(self, work: Work) -> None:
-        """Stage 2: from ``table.norms`` advances ``table.running`` and ``table.steps``, fills ``table.scales``."""
+    def balance(self, args: StepArgs) -> None:
+        """Stage 2: from ``table.norms`` advance ``table.norm_avg`` and ``table.steps``, and fill ``table.scales``."""
 
-    def mtadam_update(self, work: Work) -> None:
-        """Stage 3: advances parameters and moments, and fills ``work.combined``."""
+    def mtadam_update(self, args: StepArgs) -> None:
+        """Stage 3: advance parameters and moments, and fill ``args.combined``."""
 
-    def mtadam_step(self, work: Work) -> None:
-        """The three stages."""
+    def mtadam_step(self, args: StepArgs) -> None:
+        """Run the three stages."""
 
-    def term_gram(self, work: Work) -> None:
-        """Fills ``table.gram`` from the gradients."""
+    def term_gram(self, args: StepArgs) -> None:
+        """Fill ``table.gram`` from the gradients."""
 
-    def combined_adam(self, work: Work) -> None:
-        """Advances ``table.steps``, parameters and moments by the gradients times ``table.scales``; fills
-        ``work.combined``."""
+    def combined_adam(self, args: StepArgs) -> None:
+        """Make Adam's step on the sum of the gradients times ``table.scales``.
+
+        Advances ``table.steps``, parameters and moments, and fills ``args.combined``.
+        """
 
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a backend can be used on this machine, and why, in words."""
+    """Whether a backend can be used on this machine, and the reason."""
 
     usable: bool
     reason: str
@@ -67,24 +73,27 @@ AUTO = tuple(name for name in BACKENDS if not (name == "triton" and triton.INTER
 
 
 def statuses() -> dict[str, Status]:
-    """Every backend's status, best first for the devices that it serves."""
+    """Return every backend's status, best first for the devices that it supports."""
     return {name: Status(*status()) for name, status in STATUS.items()}
 
 
-def choose(requested: str, device: torch.device) -> Backend:
-    """The backend for parameters on ``device``.
+def select_backend(requested: str | Backend, device: torch.device) -> Backend:
+    """Return the backend for parameters on ``device``.
 
     Args:
-        requested: "auto" or a backend's name.
+        requested: "auto", a backend's name, or a backend, which may be one of your own.
 
     Raises:
         ValueError: no such backend.
-        RuntimeError: a backend asked for by name that cannot serve the device here.
+        TypeError: neither a name nor a backend.
+        RuntimeError: a backend asked for by name or given that cannot be used for the device here.
     """
+    if not isinstance(requested, str):
+        return check_backend(requested, device)
     if requested not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is {requested!r}; it must be one of auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"backend is {requested!r}; it must be one of auto, {', '.join(BACKENDS)}, or a backend object")
     names = AUTO if requested == "auto" else (requested,)
-    found = {name: Status(*STATUS[name]()) for name in names if BACKENDS[name].serves(device)}
+    found = {name: Status(*STATUS[name]()) for name in names if BACKENDS[name].supports(device)}
     problems = [status.reason for status in found.values() if not status.usable]
     problem = "; ".join(problems) or f"it has no kernels for parameters on {device}"
     usable = next((name for name, status in found.items() if status.usable), None)
@@ -99,3 +108,17 @@ def choose(requested: str, device: torch.device) -> Backend:
             stacklevel=2,
         )
     return BACKENDS[usable]
+
+
+def check_backend(backend: Backend, device: torch.device) -> Backend:
+    """Return a backend object that a user has passed; errors as of :func:`select_backend`."""
+    if not isinstance(backend, Backend):
+        raise TypeError(
+            f"backend is {backend!r}; it must be a name, such as 'auto', or an object with the methods of "
+            "mtadam_fused.backends.Backend"
+        )
+    if not backend.supports(device):
+        raise RuntimeError(
+            f"backend {backend.name!r} has no kernels for parameters on {device}; use backend='auto' or 'reference'"
+        )
+    return backend

@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..table import Work, addresses
+from ..tables.param_table import addresses
+from ..tables.step_args import StepArgs
 from .device import DeviceTables, Staging, made_current
 from .native import grad_types, or_in_sources
 
@@ -59,13 +60,13 @@ def status() -> tuple[bool, str]:
     return True, f"kernels compiled at the first step by Triton {found}"
 
 
-def address_table(work: Work) -> array:
+def address_table(args: StepArgs) -> array:
     """Addresses [terms + 1, rows]: of gradients, marked where wider than their parameter; of sums, or 0."""
-    table = work.table
-    types = grad_types(work)  # before the addresses: it may replace gradients
+    table = args.table
+    types = grad_types(args)  # before the addresses: it may replace gradients
     rows = len(table.params)
-    found = addresses([*work.grads, work.combined or [None] * rows])
-    for row, (own, param) in enumerate(zip(types, table.param_types, strict=True) if table.is_narrow else ()):
+    found = addresses([*args.grads, args.combined or [None] * rows])
+    for row, (own, param) in enumerate(zip(types, table.param_types, strict=True) if table.has_narrow_params else ()):
         if own != param:
             for pair in range(row, table.terms * rows, rows):
                 found[pair] |= WIDE if found[pair] else 0
@@ -75,9 +76,9 @@ def address_table(work: Work) -> array:
 class TritonTables(DeviceTables):
     """What the Triton kernels need on the device besides: the chunks, apart for each type of parameters."""
 
-    def __init__(self, work: Work) -> None:
-        super().__init__(work)
-        table = work.table
+    def __init__(self, args: StepArgs) -> None:
+        super().__init__(args)
+        table = args.table
         language = import_module("triton.language")
         types = [p.dtype for p in table.params]
         self.typed_chunks: list[tuple[Any, Tensor]] = []
@@ -87,17 +88,17 @@ class TritonTables(DeviceTables):
             if len(chunks):
                 name = str(dtype).removeprefix("torch.")
                 self.typed_chunks.append((getattr(language, name), chunks.to(table.device)))
-        self.staging = Staging(address_table(work), table.device)
+        self.staging = Staging(address_table(args), table.device)
 
 
 class Step:
     """The kernels of one step, ready to be launched on the current stream of its device, which is current."""
 
-    def __init__(self, work: Work, tables: TritonTables, kernels: Any) -> None:
-        self._work, self._tables, self._kernels = work, tables, kernels
-        self._grads = tables.staging(address_table(work)).to(work.table.device, non_blocking=True)
-        self._size = (len(work.table.params), work.table.terms)
-        self._width = 1 << (work.table.terms - 1).bit_length()
+    def __init__(self, args: StepArgs, tables: TritonTables, kernels: Any) -> None:
+        self._work, self._tables, self._kernels = args, tables, kernels
+        self._grads = tables.staging(address_table(args)).to(args.table.device, non_blocking=True)
+        self._size = (len(args.table.params), args.table.terms)
+        self._width = 1 << (args.table.terms - 1).bit_length()
 
     @cached_property
     def _hyperparameters(self) -> tuple[Tensor, Tensor]:
@@ -117,7 +118,7 @@ class Step:
         t, table = self._tables, self._work.table
         self._kernels.balance[(len(table.params),)](
             *(t.row, *self._hyperparameters, t.chunk_start, self._grads, t.partial, t.factors),
-            *(table.steps, table.norms, table.running, table.scales, *self._size, self._width, fold),
+            *(table.steps, table.norms, table.norm_avg, table.scales, *self._size, self._width, fold),
         )
 
     def fold_and_balance(self) -> None:
@@ -157,33 +158,33 @@ class TritonBackend:
     def __init__(self) -> None:
         self._tables: WeakKeyDictionary[Any, TritonTables] = WeakKeyDictionary()
 
-    def serves(self, device: torch.device) -> bool:
+    def supports(self, device: torch.device) -> bool:
         return device.type in DEVICE_TYPES
 
-    def term_norms(self, work: Work) -> None:
-        self._run(work, Step.term_norms, Step.fold_norms)
+    def term_norms(self, args: StepArgs) -> None:
+        self._run(args, Step.term_norms, Step.fold_norms)
 
-    def balance(self, work: Work) -> None:
-        self._run(work, Step.balance)
+    def balance(self, args: StepArgs) -> None:
+        self._run(args, Step.balance)
 
-    def mtadam_update(self, work: Work) -> None:
-        self._run(work, Step.mtadam_update)
+    def mtadam_update(self, args: StepArgs) -> None:
+        self._run(args, Step.mtadam_update)
 
-    def mtadam_step(self, work: Work) -> None:
-        self._run(work, Step.term_norms, Step.fold_and_balance, Step.mtadam_update)
+    def mtadam_step(self, args: StepArgs) -> None:
+        self._run(args, Step.term_norms, Step.fold_and_balance, Step.mtadam_update)
 
-    def term_gram(self, work: Work) -> None:
-        self._run(work, Step.term_gram)
+    def term_gram(self, args: StepArgs) -> None:
+        self._run(args, Step.term_gram)
 
-    def combined_adam(self, work: Work) -> None:
-        self._run(work, Step.combined_adam)
+    def combined_adam(self, args: StepArgs) -> None:
+        self._run(args, Step.combined_adam)
 
-    def _run(self, work: Work, *stages: Callable[[Step], None]) -> None:
+    def _run(self, args: StepArgs, *stages: Callable[[Step], None]) -> None:
         kernels, _ = load()
-        with made_current(work.table.device):
-            tables = self._tables.get(work.table)
+        with made_current(args.table.device):
+            tables = self._tables.get(args.table)
             if tables is None:
-                tables = self._tables[work.table] = TritonTables(work)
-            step = Step(work, tables, kernels)
+                tables = self._tables[args.table] = TritonTables(args)
+            step = Step(args, tables, kernels)
             for stage in stages:
                 stage(step)

@@ -28,8 +28,8 @@ class FixedWeights(Rule):
         self._copied: list[float] = []
         self._tensor = torch.empty(0)  # of those that were copied to the device
 
-    def check_terms(self, terms: Sequence[Hashable], *, so_far: bool) -> None:
-        self._values = weights_of(self.weights, terms, so_far=so_far, name="weights")
+    def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
+        self._values = weights_of(self.weights, terms, allow_more=allow_more, name="weights")
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
         if self._copied != self._values or self._tensor.device != losses.device:

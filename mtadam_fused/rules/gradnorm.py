@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import check_not_negative
-from .progress import Progress, extended
-from .rule import Rule, kept
+from .progress import Progress, pad_to
+from .rule import Rule, copy_or_replace_
 
 MIN_WEIGHT = 1e-3  # where the published rule would let a weight become zero or negative
 
@@ -52,14 +52,14 @@ class GradNorm(Rule):
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
         norms = gram.diagonal().sqrt()
         rates = self._progress.inverse_rates(losses)
-        weights = extended(self._weights, norms, 1.0).clone()
+        weights = pad_to(self._weights, norms, 1.0).clone()
         heard = (norms > 0) & norms.isfinite() & losses.isfinite()
         count = heard.sum().clamp(min=1)
         sizes = weights * norms
         targets = torch.where(heard, sizes, 0.0).sum() / count * rates**self.alpha
         moved = (weights - self.lr * torch.sign(sizes - targets) * norms).clamp(min=MIN_WEIGHT)
         scale = torch.where(heard, weights, 0.0).sum() / torch.where(heard, moved, 0.0).sum()
-        self._weights = kept(self._weights, torch.where(heard, moved * scale, weights))
+        self._weights = copy_or_replace_(self._weights, torch.where(heard, moved * scale, weights))
         return weights
 
     def state_dict(self) -> dict[str, Any]:

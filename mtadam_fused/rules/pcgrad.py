@@ -43,7 +43,7 @@ class PCGrad(Rule):
         replay of a CUDA graph.
         """
         pairs = torch.arange(terms * terms, device=self._step.device).view(terms, terms)
-        return mixed(mixed(self._step + self.seed) + pairs).argsort(dim=1)
+        return splitmix64(splitmix64(self._step + self.seed) + pairs).argsort(dim=1)
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
         if self._step.device != gram.device:
@@ -71,7 +71,7 @@ class PCGrad(Rule):
         return f"PCGrad(reduction={self.reduction!r})"
 
 
-def mixed(x: Tensor) -> Tensor:
+def splitmix64(x: Tensor) -> Tensor:
     """Numbers that look random, from 64-bit integers: splitmix64 (Steele, Lea and Flood, 2014), which wraps around."""
     x = x + (0x9E3779B97F4A7C15 - 2**64)
     x = (x ^ (x >> 30 & 2**34 - 1)) * (0xBF58476D1CE4E5B9 - 2**64)

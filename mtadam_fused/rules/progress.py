@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .rule import kept
+from .rule import copy_or_replace_
 
 TINY_LOSS = 1e-12  # losses below it (negative ones too) count as this: a ratio of losses needs them positive
 
@@ -20,13 +20,13 @@ class Progress:
         Above 1 for a term that trains more slowly than the others. NaN where ``losses`` is.
         """
         losses = losses.clamp(min=TINY_LOSS)
-        initial = extended(self.initial, losses, torch.nan)
-        self.initial = kept(self.initial, torch.where(initial.isnan(), losses, initial))
+        initial = pad_to(self.initial, losses, torch.nan)
+        self.initial = copy_or_replace_(self.initial, torch.where(initial.isnan(), losses, initial))
         ratios = losses / self.initial
         return ratios / ratios.nanmean()
 
 
-def extended(values: Tensor, like: Tensor, fill: float) -> Tensor:
+def pad_to(values: Tensor, like: Tensor, fill: float) -> Tensor:
     """``values`` on the device of ``like``, and as long: with ``fill`` for terms that are new."""
     values = values.to(like.device)
     return torch.cat([values, values.new_full((len(like) - len(values),), fill)]) if len(values) < len(like) else values

@@ -11,7 +11,7 @@ class Rule:
 
     A rule of your own is a subclass with a ``__call__``; if it keeps state from step to step, also with
     :meth:`state_dict` and :meth:`load_state_dict`. For no wait on a GPU it keeps to tensor operations, and for replay
-    in a CUDA graph it changes its state in place (:func:`kept`). ::
+    in a CUDA graph it changes its state in place (:func:`copy_or_replace_`). ::
 
         class LoudestOnly(Rule):
             def __call__(self, gram, losses):
@@ -39,11 +39,11 @@ class Rule:
         """
         raise NotImplementedError
 
-    def check_terms(self, terms: Sequence[Hashable], *, so_far: bool) -> None:
+    def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
         """Raises ValueError for terms (their names) that the rule cannot weight; called before anything changes.
 
         Args:
-            so_far: more terms may follow.
+            allow_more: more terms may follow.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,6 +57,6 @@ class Rule:
         return f"{type(self).__name__}()"
 
 
-def kept(state: Tensor, new: Tensor) -> Tensor:
+def copy_or_replace_(state: Tensor, new: Tensor) -> Tensor:
     """``state`` with the values of ``new``: in place, but where it has another size or device."""
     return state.copy_(new) if state.shape == new.shape and state.device == new.device else new

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, weights_of
-from ..losses import Losses, check_term, is_free_to_read, named_losses
+from ..gradients.losses import Losses, check_term, is_free_to_read, named_losses
 from ..reference import arithmetic_type
 
 

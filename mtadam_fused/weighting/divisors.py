@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import Term, TermWeights, weights_of
-from ..losses import is_free_to_read
+from ..gradients.losses import is_free_to_read
 from .base import Weighting, check_values, numbers_by_term, pick
 
 POSITIVE = "it must be positive to be divided by"

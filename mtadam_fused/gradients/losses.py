@@ -1,4 +1,4 @@
-"""The losses that a user hands over, one scalar per term: their names, and the errors of their misuse."""
+"""The losses that a user passes, one scalar per term: their names, and errors for bad ones."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hyperparameters import Term
+from ..hyperparameters import Term
 
 Losses = Mapping[Any, Tensor] | Sequence[Tensor]
 
@@ -15,18 +15,18 @@ Losses = Mapping[Any, Tensor] | Sequence[Tensor]
 def named_losses(
     losses: Losses, terms: Sequence[Term], *, need_graph: bool = True, need_finite: bool = True
 ) -> dict[Term, Tensor]:
-    """``losses`` by term, checked; a sequence names its losses by position, after ``terms`` where there are any.
+    """Check ``losses``, and return them by term. A sequence goes by position, in the order of ``terms`` if any.
 
     Args:
         losses: scalar losses.
         terms: names of the terms known so far.
         need_graph: refuse losses that cannot be differentiated.
-        need_finite: refuse losses that are seen not to be finite. Not where other processes would wait for this one.
+        need_finite: refuse losses that are visibly not finite; not where other processes would wait for this one.
 
     Raises:
         TypeError: not a mapping or sequence of tensors.
         ValueError: no losses, a loss without a graph, not real, not scalar or (where looking costs no synchronisation)
-            not finite, or a sequence of another length than before.
+            not finite, or a sequence of another length than ``terms``.
     """
     if isinstance(losses, Mapping):
         named = dict(losses)
@@ -49,7 +49,7 @@ def named_losses(
 
 
 def check_loss(term: Term, loss: Any, *, need_graph: bool, need_finite: bool) -> None:
-    """Raises TypeError or ValueError for a loss that cannot be used, or that is seen not to be finite but has to be."""
+    """Raise TypeError or ValueError for a loss that cannot be used; arguments as of :func:`named_losses`."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor with a graph (no .item())")
     if loss.numel() != 1:
@@ -65,11 +65,11 @@ def check_loss(term: Term, loss: Any, *, need_graph: bool, need_finite: bool) ->
 
 
 def check_term(term: Term) -> None:
-    """Raises TypeError for a name that checkpoints could not hold."""
+    """Raise TypeError for a name that checkpoints cannot hold."""
     if not isinstance(term, (str, int)):
         raise TypeError(f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions")
 
 
 def is_free_to_read(value: Tensor) -> bool:
-    """Whether looking at ``value`` neither waits for a device nor breaks a graph that is being compiled."""
+    """Return whether reading ``value`` neither waits for a device nor breaks a graph that is being compiled."""
     return value.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,1 @@
+"""The gradients of each loss term: from losses and ``p.grad`` to the step."""

@@ -1,0 +1,46 @@
+"""A view of an optimizer for torch.amp.GradScaler, which looks for gradients in ``p.grad`` only."""
+
+from typing import Any, Protocol
+from weakref import ref
+
+from torch import Tensor
+
+from .collector import GradientCollector
+
+
+class Stepping(Protocol):
+    """An optimizer whose gradients wait in a collector."""
+
+    _collector: GradientCollector
+
+    def step(self) -> Any: ...
+
+
+class GradScalerView:
+    """Show a GradScaler the gradients and losses that wait for a step, and make the step."""
+
+    def __init__(self, optimizer: Stepping) -> None:
+        self._reference = ref(optimizer)  # which owns this view
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One group of stand-ins, whose ``grad`` is what waits for a step."""
+        return [{"params": [stand_in(tensor) for tensor in self._optimizer._collector.unscale_targets()]}]
+
+    def step(self) -> Any:
+        """Make the optimizer's step."""
+        return self._optimizer.step()
+
+    @property
+    def _optimizer(self) -> Stepping:
+        optimizer = self._reference()
+        if optimizer is None:
+            raise RuntimeError("the optimizer of this GradScaler view was deleted; keep a reference to it")
+        return optimizer
+
+
+def stand_in(grad: Tensor) -> Tensor:
+    """Return a tensor whose gradient is ``grad``."""
+    tensor = grad.detach()
+    tensor.grad = grad
+    return tensor

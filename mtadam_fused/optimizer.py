@@ -1,0 +1,398 @@
+"""The base class of MTAdam and CombinedAdam."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain, compress
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .backends import Backend, select_backend
+from .distributed.communicator import Communicator
+from .distributed.dtensor import describe_placement, dtensor_like, is_dtensor, is_partial
+from .gradients.collector import GradientCollector
+from .gradients.grad_scaler import GradScalerView
+from .gradients.losses import Losses, check_loss, check_term, named_losses
+from .hyperparameters import Hyperparameters, Term
+from .tables.cache import ParamTableCache
+from .tables.checkpoint import OpaqueState, check_saved, count_terms, rename_old, restore
+from .tables.layout import TermGradients
+from .tables.param_table import STORAGE_TYPES, ParamTable
+from .tables.step_args import StepArgs
+
+
+class TermOptimizer(Optimizer):
+    """Base class of MTAdam and CombinedAdam: terms, backends, parameter tables, step, checkpoints.
+
+    The names of the terms stand in every parameter group under ``"terms"``, in the order in which they were first seen,
+    so that checkpoints hold them. Subclasses say in :meth:`_update` which kernels make a step.
+    """
+
+    hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
+    per_term: ClassVar[bool]  # whether each term has running norms and a second moment of its own
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        keep_combined_grad: bool,
+        check_finite: bool,
+        backend: str | Backend,
+        process_group: Any,
+    ) -> None:
+        self.keep_combined_grad = keep_combined_grad
+        self.check_finite = check_finite
+        self.backend = backend
+        self._communicator = Communicator(process_group)
+        self.hyperparameters.from_group(defaults)
+        super().__init__(params, defaults)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the waiting gradients and everything derived from groups and state."""
+        self._communicator.set_params(self._params())
+        self._collector = GradientCollector(self._communicator)
+        self._table_cache = ParamTableCache(self.per_term)
+        self._validated: list[Hyperparameters] = []
+        self._backends: dict[torch.device, Backend] = {}
+        self._select_backends()
+
+    def _select_backends(self) -> None:
+        """Select one backend per device, once, so that no step runs on another backend than the last."""
+        devices = {p.device for p in self._params()} - self._backends.keys()
+        self._backends |= {device: select_backend(self.backend, device) for device in devices}
+
+    # -- parameters and terms ------------------------------------------------------------------------------------------
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Names of the loss terms in the order in which they were first seen, or positions for losses in a list."""
+        return self.param_groups[0]["terms"]
+
+    def _set_terms(self, terms: Iterable[Term]) -> None:
+        for group in self.param_groups:
+            group["terms"] = tuple(terms)
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group. Its entries override the defaults, as in torch.optim.
+
+        Raises:
+            ValueError: a hyper-parameter out of its range; nothing has been added.
+            TypeError: parameters that are not real, dense and floating-point, none, or a set of them.
+        """
+        if isinstance(param_group, Mapping):
+            self.hyperparameters.from_group({**self.defaults, **param_group})
+            params = param_group.get("params")
+            if params is None or isinstance(params, set):
+                kind = "no 'params'" if params is None else "a set as its 'params', which has no order"
+                raise TypeError(f"the parameter group {list(param_group)} has {kind}; give it a list of parameters")
+            param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
+            for i, param in enumerate(param_group["params"]):
+                param = param[1] if isinstance(param, tuple) else param
+                check_param(i, param)
+                self._communicator.check_param(i, param)
+        super().add_param_group(param_group)
+        self._communicator.set_params(self._params())
+        self._set_terms(self.terms if len(self.param_groups) > 1 else self.param_groups[0].get("terms", ()))
+
+    def _find_term(self, term: Term) -> Term:
+        """Return the name of a term that :meth:`term` was given by name or by position."""
+        if not isinstance(term, int) or term in self.terms:
+            return term
+        by_position = all(isinstance(name, int) for name in self.terms)
+        if 0 <= term < len(self.terms):
+            return self.terms[term]
+        if by_position and term == len(self.terms):
+            return term
+        raise ValueError(
+            f"unknown term {term!r}: the terms so far are {list(self.terms)}"
+            + (f"; the next new position is {len(self.terms)}" if by_position else "; new terms need names")
+        )
+
+    def _with_terms(self, names: Iterable[Term], *, allow_more: bool) -> list[Term]:
+        """Return the terms with the new ones among ``names`` appended, if the optimizer can take them."""
+        terms = list(dict.fromkeys(chain(self.terms, names)))
+        for term in terms[len(self.terms) :]:
+            check_term(term)
+        self._check_terms(terms, allow_more=allow_more)
+        return terms
+
+    def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
+        """Raise ValueError for terms that the optimizer has no weights for.
+
+        Args:
+            allow_more: whether more terms may follow.
+        """
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
+
+    @torch._disable_dynamo
+    def backward(
+        self, losses: Losses, *, retain_graph: bool = False, inputs: Tensor | Iterable[Tensor] | None = None
+    ) -> None:
+        """Differentiate each loss term separately, with one backward pass per term.
+
+        Afterwards the gradients wait in the optimizer for :meth:`step`, and ``p.grad`` is None. Another call before
+        ``step()`` adds to them (gradient accumulation).
+
+        Args:
+            losses: scalar losses, as a mapping from the terms' names or as a sequence. A term that is left out of a
+                mapping is absent from the step: its running norms and second moments stay as they are.
+            retain_graph: keep the graph after the last term too.
+            inputs: differentiate with respect to these tensors only (as in torch.autograd.backward).
+
+        Raises:
+            TypeError, ValueError: bad ``losses``; nothing has changed.
+            RuntimeError: from autograd, from the ``process_group``, or a gradient that no step can use. All waiting
+                gradients are then dropped, as by :meth:`zero_grad`.
+        """
+        if inputs is not None:
+            inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)  # an iterator would be used up
+        named = named_losses(losses, self.terms, need_finite=not self._communicator)
+        terms = self._with_terms(named, allow_more=False)
+        self._collector.free_grads(self._params(), has_state=bool(self.state))
+        known = self.terms
+        try:
+            for number, (term, loss) in enumerate(named.items(), start=1):
+                torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
+                check_inputs(inputs or ())
+                self._collector.take(terms.index(term), term, self._params(), loss)
+        except BaseException:
+            self.zero_grad()
+            self._set_terms(known)
+            raise
+        self._set_terms(terms)
+
+    @torch._disable_dynamo
+    @contextmanager
+    def term(self, term: Term, loss: Tensor | None = None) -> Iterator[None]:
+        """Take the gradients that the body leaves in ``p.grad`` as those of one term, whatever engine made them.
+
+        At exit they are moved out of ``p.grad``, without a copy, to wait for :meth:`step`. Entering the same term again
+        before ``step()`` adds to them (gradient accumulation). If the body raises, its gradients are dropped.
+
+        Args:
+            term: the term's name; or its position, for terms given by position or to name a known term.
+            loss: the value that the gradients are of, a scalar, for rules that look at the losses (see
+                :class:`mtadam_fused.CombinedAdam`).
+
+        Raises:
+            ValueError: a position that is neither a known term nor the next new one; a ``loss`` that is no scalar.
+            RuntimeError: inside another term, gradients in ``p.grad`` at entry, a gradient that no step can use, or an
+                error of the ``process_group``.
+        """
+        name = self._find_term(term)
+        if loss is not None:
+            check_loss(name, loss, need_graph=False, need_finite=not self._communicator)
+        terms = self._with_terms([name], allow_more=True)
+        self._collector.begin_term(name, self._params(), has_state=bool(self.state))
+        try:
+            yield
+            self._take(terms.index(name), name, loss)
+            self._set_terms(terms)
+        except BaseException:
+            super().zero_grad(set_to_none=True)
+            raise
+        finally:
+            self._collector.end_term()
+
+    @torch._disable_dynamo  # what exempts term() does not cover the code after its yield
+    def _take(self, position: int, term: Term, loss: Tensor | None) -> None:
+        self._collector.take(position, term, self._params(), loss)
+
+    @torch._disable_dynamo
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all terms and set ``p.grad`` to None, whatever ``set_to_none`` is."""
+        self._collector.clear()
+        self._collector.forget_combined()
+        super().zero_grad(set_to_none=True)
+
+    @cached_property
+    def scaled(self) -> Any:
+        """The view of this optimizer that a ``torch.amp.GradScaler`` takes in its place.
+
+        GradScaler unscales the gradients that wait for a step, in place, and the losses given with them (scaled ones,
+        in :meth:`term` too), and makes the step if all are finite. What it does not step with stays until
+        :meth:`zero_grad`. ::
+
+            scaler = torch.amp.GradScaler()
+            ...
+            optimizer.zero_grad()
+            optimizer.backward({name: scaler.scale(loss) for name, loss in losses.items()})
+            scaler.step(optimizer.scaled)
+            scaler.update()
+        """
+        return GradScalerView(self)
+
+    # -- the step ------------------------------------------------------------------------------------------------------
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step with the gradients that :meth:`backward` and :meth:`term` have taken, and drop them.
+
+        Changes the parameters that a term has reached, and their state, in place. Without any gradient it does nothing.
+        The kernels run on the current stream of each device, which has to be one that waits for the gradients.
+
+        A step can be captured in a CUDA graph, after one that was not. A learning rate that is a Tensor on the device
+        may then change between replays; the other hyper-parameters stay what they were. Capture again after a new term
+        or parameter group, ``load_state_dict``, or an exchange of tensors of the state: the graph still has the memory
+        from before. With a ``process_group``, backward passes and step need one graph.
+
+        Args:
+            closure: called first, with gradients enabled, to compute the losses and call :meth:`backward`.
+
+        Returns:
+            What ``closure`` returned.
+
+        Raises:
+            ValueError: a hyper-parameter out of its range, or too few terms for the weights. Nothing has changed.
+            RuntimeError: gradients in ``p.grad`` that belong to no term; with ``check_finite``, a gradient that is not
+                finite. Nothing has changed.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        if not self._collector:
+            self._collector.refuse_unowned_grads(self._params(), has_state=bool(self.state))
+            return result
+        # All that can refuse the step comes before the first change.
+        grads = self._collector.rows(len(self.terms), self._params())
+        groups = self._validate_groups()
+        weights = [group.weights(self.terms) for group in groups]
+        self._check_step(grads)
+        if self.check_finite:
+            self._collector.check_finite(grads, self.terms)
+        tables = self._table_cache.get(self.param_groups, self.state, grads, before=self._select_backends)
+        steps = [self._make_args(table, grads, groups, weights) for table in tables]
+        # Kernels need dense memory: parameters with gaps are stepped in a dense copy.
+        for args in steps:
+            for row in args.needs_copy:
+                args.table.dense[row].copy_(args.table.local_params[row])
+        self._update(steps)
+        self._collector.clear()
+        self._collector.forget_combined()
+        for args in steps:
+            self._publish(args)
+        return result
+
+    def _validate_groups(self) -> list[Hyperparameters]:
+        """Return the groups' hyper-parameters. Validates only what has changed since the last step."""
+        known = self._validated + [None] * (len(self.param_groups) - len(self._validated))
+        self._validated = [
+            last if last is not None and last.is_current(group) else self.hyperparameters.from_group(group)
+            for group, last in zip(self.param_groups, known, strict=False)
+        ]
+        return self._validated
+
+    def _check_step(self, grads: TermGradients) -> None:
+        """Raise for what this optimizer lacks for a step with ``grads``; changes nothing."""
+
+    def _update(self, steps: Sequence[StepArgs]) -> None:
+        """Run the kernels of one step over all tables."""
+        raise NotImplementedError
+
+    def _make_args(
+        self, table: ParamTable, grads: TermGradients, groups: Sequence[Hyperparameters], weights: list[list[float]]
+    ) -> StepArgs:
+        args = StepArgs(table, [list(map(term.__getitem__, table.positions)) for term in grads], groups, weights)
+        if self.keep_combined_grad:
+            pairs = zip(table.dense, args.has_grad, strict=True)
+            args.combined = [torch.empty_like(dense) if has_grad else None for dense, has_grad in pairs]
+        return args
+
+    def _publish(self, args: StepArgs) -> None:
+        """Show users and autograd what the kernels have written."""
+        table = args.table
+        for row in args.needs_copy:
+            table.local_params[row].copy_(table.dense[row])
+        # Autograd did not see the kernels write: with the old versions it would accept stale saved tensors.
+        torch.autograd.graph.increment_version(list(compress(table.params, args.has_grad)))
+        if table.has_shards:
+            torch.autograd.graph.increment_version(list(compress(table.local_params, args.has_grad)))
+        for param, combined in zip(table.params, args.combined or (), strict=False):
+            if combined is not None:
+                self._collector.leave_combined(param, dtensor_like(param, combined))
+
+    def __repr__(self) -> str:
+        selected = ", ".join(f"{device}: {backend.name}" for device, backend in self._backends.items())
+        return f"{super().__repr__()}\nbackend={self.backend!r} ({selected})"
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what ``state_dict()`` gave, of this optimizer on any backend or of the one that it stands in for.
+
+        MTAdam reads the state of the published MTAdam too, CombinedAdam that of torch.optim.Adam and AdamW; that of
+        an AdamW before torch 2.7 does not tell its decay apart from Adam's: make ours with
+        ``decoupled_weight_decay=True``. The tensors are copied, to the devices of the parameters. Gradients that wait
+        for a step are dropped.
+
+        Raises:
+            ValueError: state of another model or optimizer, or hyper-parameters out of their range; nothing has
+                changed.
+        """
+        params = self._params()
+        saved_groups = state_dict["param_groups"]
+        positions = [i for group in saved_groups for i in group["params"]]
+        saved = {i: rename_old(state) for i, state in state_dict["state"].items()}
+        names = saved_groups[0].get("terms")
+        terms = count_terms(saved) if names is None else len(names)
+        if len(positions) == len(params):  # else torch refuses
+            for param, i in zip(params, positions, strict=True):
+                check_saved(saved.get(i, {}), param, i, terms, self.per_term)
+        for group in saved_groups:  # after the state, which shows more clearly that it is another optimizer's
+            self.hyperparameters.from_group({**self.defaults, **group})
+        super().load_state_dict({**state_dict, "state": {i: OpaqueState(state) for i, state in saved.items()}})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickling and copying keep: everything but the gradients that wait for a step."""
+        return super().__getstate__() | {
+            name: getattr(self, name) for name in ("keep_combined_grad", "check_finite", "backend", "_communicator")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take loaded, unpickled or copied state; see :meth:`load_state_dict`."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in self.hyperparameters.names():  # newer than the checkpoint
+                group.setdefault(name, self.defaults[name])
+        saved = {p: value.state for p, value in self.state.items() if isinstance(value, OpaqueState)}
+        names = self.param_groups[0].get("terms")
+        self._set_terms(range(count_terms(saved)) if names is None else names)
+        for p, value in saved.items():
+            self.state[p] = restore(value, p, len(self.terms), self.per_term)
+        self._reset()
+
+
+def check_inputs(inputs: Iterable[Tensor]) -> None:
+    """Raise RuntimeError if a backward pass has left no gradient for any DTensor among ``inputs``."""
+    sharded = [tensor for tensor in inputs if is_dtensor(tensor)]
+    if sharded and all(tensor.grad is None for tensor in sharded):
+        raise RuntimeError(
+            "the backward pass has made no gradient for the sharded parameters among inputs: FSDP2 cannot be told its "
+            "inputs; leave inputs out"
+        )
+
+
+def check_param(position: int, param: Any) -> None:
+    """Raise TypeError for a parameter that the kernels cannot update."""
+    if not isinstance(param, Tensor):
+        raise TypeError(
+            f"params[{position}] is a {type(param).__name__}; it must be a Tensor, as from model.parameters()"
+        )
+    if param.dtype not in STORAGE_TYPES or param.layout != torch.strided:
+        supported = ", ".join(str(dtype) for dtype in STORAGE_TYPES)
+        raise TypeError(f"params[{position}] is {param.dtype}, {param.layout}; it must be dense and one of {supported}")
+    if is_partial(param):
+        raise TypeError(
+            f"params[{position}] is {describe_placement(param)}; redistribute it first, which makes the pending sum"
+        )

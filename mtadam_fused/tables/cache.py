@@ -1,0 +1,143 @@
+"""Keeps an optimizer's tables current with its parameters, its state and its terms."""
+
+from collections.abc import Callable, Iterator, MutableMapping
+from itertools import chain
+from operator import is_, methodcaller
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed.dtensor import to_local, to_locals
+from ..reference import arithmetic_type
+from .layout import State, TermGradients, exp_avg_sq_names, fit_gradients, grow_state, moments
+from .param_table import ParamTable
+
+
+class ParamTableCache:
+    """Build the tables of one optimizer, and rebuild them when what they were built from has changed.
+
+    Args:
+        per_term: whether each term has running norms and a second moment of its own.
+    """
+
+    def __init__(self, per_term: bool) -> None:
+        self._per_term = per_term
+        self._has_shards = True  # whether any parameter may be a DTensor
+        self._tables: list[ParamTable] = []
+        self._layout: object = None
+        self._state_values: list[Any] = []
+        self._sampled_pointers: list[int] = []
+        self._has_state: list[list[bool]] = []  # [K][parameters]
+        self._all_have_state = False
+
+    def get(
+        self,
+        groups: list[dict[str, Any]],
+        state: MutableMapping[Tensor, State],
+        grads: TermGradients,
+        before: Callable[[], None] = lambda: None,
+    ) -> list[ParamTable]:
+        """Return the tables of ``groups``, with state for every pair that ``grads`` ([K][parameters]) reaches.
+
+        Allocates missing state, filled with zeros. Moves state and ``grads`` to the strides and the device of their
+        parameter where these have changed. Calls ``before`` before it changes anything.
+
+        Raises:
+            RuntimeError: the gradients or the state of a parameter have another shape than the parameter.
+        """
+        params = [p for group in groups for p in group["params"]]
+        if not (self._is_current(groups, params, state, len(grads)) and self._have_state(grads)):
+            fit_gradients(grads, to_locals(params))
+            check_state(state, params)
+            before()
+            amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
+            for i, p in enumerate(params):
+                terms = [k for k, row in enumerate(grads) if row[i] is not None]
+                if terms or p in state:
+                    grow_state(state[p], p, terms, amsgrad[i], self._per_term)
+            self._tables = build_tables(groups, state, len(grads), self._per_term)
+            self._has_shards = any(table.has_shards for table in self._tables)
+            self._layout = self._layout_of(groups, params, len(grads))
+            self._state_values = list(iter_state_values(state))
+            self._sampled_pointers = sample_pointers(state)
+            names = [exp_avg_sq_names([k], self._per_term)[0] for k in range(len(grads))]
+            self._has_state = [[name in state.get(p, ()) for p in params] for name in names]
+            self._all_have_state = all(map(all, self._has_state))
+        return self._tables
+
+    def _is_current(
+        self, groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], terms: int
+    ) -> bool:
+        """Return whether the tables' addresses are still those of the parameters and of the state."""
+        same_number = sum(map(len, state.values())) == len(self._state_values)
+        return (
+            same_number
+            and self._layout == self._layout_of(groups, params, terms)
+            and all(map(is_, iter_state_values(state), self._state_values))
+            and self._sampled_pointers == sample_pointers(state)
+        )
+
+    def _layout_of(self, groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
+        """Return what the tables depend on besides the state."""
+        sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
+        local = to_locals(params) if self._has_shards else params
+        return terms, sizes, [p.data_ptr() for p in local], [p.stride() for p in local], [p.numel() for p in local]
+
+    def _have_state(self, grads: TermGradients) -> bool:
+        """Return whether every pair that has a gradient has its state."""
+        if self._all_have_state:
+            return True
+        pairs = zip(chain.from_iterable(grads), chain.from_iterable(self._has_state), strict=True)
+        return all(has_state for grad, has_state in pairs if grad is not None)
+
+
+def iter_state_values(state: MutableMapping[Tensor, State]) -> Iterator[Any]:
+    """Iterate over all values of an optimizer's state, also those that users have added."""
+    return chain.from_iterable(map(methodcaller("values"), state.values()))
+
+
+def sample_pointers(state: MutableMapping[Tensor, State]) -> list[int]:
+    """Return the data pointers of the first parameter's state. Checking all would cost as much as the step.
+
+    Whatever moves state to other memory in place (``share_memory_``, a loop over the state) moves all of it.
+    """
+    first = next(iter(state.values()), {}).values()
+    return [to_local(value).data_ptr() for value in first if isinstance(value, Tensor)]
+
+
+def check_state(state: MutableMapping[Tensor, State], params: list[Tensor]) -> None:
+    """Raise RuntimeError for a parameter that has another shape than its state."""
+    for i, p in enumerate(params):
+        for name in moments(state.get(p, {})):
+            if state[p][name].shape != p.shape:
+                raise RuntimeError(
+                    f"parameter {i} has shape {tuple(p.shape)}, but its state {name} has shape "
+                    f"{tuple(state[p][name].shape)}; to begin with new state, `del optimizer.state[parameter]`"
+                )
+
+
+def build_tables(
+    groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int, per_term: bool
+) -> list[ParamTable]:
+    """Build one table per device and arithmetic dtype of the parameters of ``groups``."""
+    members: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor, int]]] = {}
+    position = 0
+    for group_index, group in enumerate(groups):
+        for p in group["params"]:
+            members.setdefault((p.device, arithmetic_type(p.dtype)), []).append((position, p, group_index))
+            position += 1
+    return [
+        ParamTable(
+            device=device,
+            dtype=dtype,
+            terms=terms,
+            per_term=per_term,
+            positions=[position for position, _, _ in rows],
+            params=[p for _, p, _ in rows],
+            group_indices=[group_index for _, _, group_index in rows],
+            states=[state.get(p, {}) for _, p, _ in rows],
+            amsgrad=[groups[group_index]["amsgrad"] for _, _, group_index in rows],
+        )
+        for (device, dtype), rows in members.items()
+    ]
