@@ -152,7 +152,9 @@ class CombinedAdam(TermOptimizer):
                 f"{len(self.terms)} terms"
             )
         if self._communicator:
-            weights = self._communicator.broadcast_first(weights.to(steps[0].table.device))  # a rule may draw random numbers
+            weights = self._communicator.broadcast_first(
+                weights.to(steps[0].table.device)
+            )  # a rule may draw random numbers
         self._weights = weights
         for args in steps:
             args.table.scales.copy_(weights.expand_as(args.table.scales), non_blocking=True)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class MTAdam(TermOptimizer):
     """Adam for several loss terms, balanced layer by layer (Malkiel and Wolf, arXiv 2006.14683).
 
-    Each step takes the gradient of every term separately, brings the terms' running gradient norms in each layer to that
-    of the first term, keeps a second moment per term, and lets the largest of them bound the step. With one term it is
-    torch.optim.Adam. The first term ever seen is the anchor: pass one first that keeps a gradient until the end. ::
+    Each step takes the gradient of every term separately. In each layer it brings the terms' running gradient norms to
+    that of the first term. It keeps a second moment per term, and the largest of them bounds the step. With one term it
+    is torch.optim.Adam. The first term ever seen is the anchor: pass one first that keeps a gradient until the end. ::
 
         optimizer = MTAdam(model.parameters(), lr=1e-3)
         for batch in loader:

@@ -26,7 +26,7 @@ def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# -- formulas of stage 2, for any number of (layer, term) pairs ----------------------------------------------------------
+# -- formulas of stage 2, for any number of (layer, term) pairs --------------------------------------------------------
 
 
 def has_started(norm_avg: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def term_scale(norm_avg: Tensor, anchor: Tensor, weight: Tensor) -> Tensor:
     return torch.where(norm_avg > TINY_NORM, weight * (anchor / norm_avg), 1.0)
 
 
-# -- formulas of stage 3, for all elements of one parameter --------------------------------------------------------------
+# -- formulas of stage 3, for all elements of one parameter ------------------------------------------------------------
 
 
 class StepFactors(NamedTuple):
@@ -141,7 +141,7 @@ def updated_param(param: Tensor, exp_avg: Tensor, largest: Tensor, factors: Step
     return param - (change + factors.decay * param)  # one subtraction, so that the parameter is rounded once
 
 
-# -- kernels -------------------------------------------------------------------------------------------------------------
+# -- kernels -----------------------------------------------------------------------------------------------------------
 
 
 def term_norms(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor:

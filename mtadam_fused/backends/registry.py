@@ -91,7 +91,7 @@ def select_backend(requested: str | Backend, device: torch.device) -> Backend:
     if not isinstance(requested, str):
         return check_backend(requested, device)
     if requested not in ("auto", *BACKENDS):
-        raise ValueError(f"backend is {requested!r}; it must be one of auto, {', '.join(BACKENDS)}, or a backend object")
+        raise ValueError(f"backend is {requested!r}; it must be auto, {', '.join(BACKENDS)} or a backend object")
     names = AUTO if requested == "auto" else (requested,)
     found = {name: Status(*STATUS[name]()) for name in names if BACKENDS[name].supports(device)}
     problems = [status.reason for status in found.values() if not status.usable]

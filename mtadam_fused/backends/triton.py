@@ -1,7 +1,7 @@
 """The Triton kernels: for GPUs where the native CUDA kernels were not built, and for those of other vendors.
 
 A step is three launches, and two more for each further type that parameters of one arithmetic type are stored in; no
-synchronisation with the host. Gradients' addresses are copied to the device in every step.
+synchronization with the host. Gradients' addresses are copied to the device in every step.
 """
 
 import os

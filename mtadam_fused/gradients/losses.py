@@ -25,7 +25,7 @@ def named_losses(
 
     Raises:
         TypeError: not a mapping or sequence of tensors.
-        ValueError: no losses, a loss without a graph, not real, not scalar or (where looking costs no synchronisation)
+        ValueError: no losses, a loss without a graph, not real, not scalar or (where looking costs no synchronization)
             not finite, or a sequence of another length than ``terms``.
     """
     if isinstance(losses, Mapping):

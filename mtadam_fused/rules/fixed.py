@@ -10,7 +10,7 @@ from .rule import Rule
 
 
 class FixedWeights(Rule):
-    """The same weights at every step: Adam on the weighted sum of the losses.
+    """Weight the terms the same way at every step: Adam on the weighted sum of the losses.
 
     Args:
         weights: a mapping from the terms' names, or a sequence in the terms' order; default 1 for each.
@@ -26,7 +26,7 @@ class FixedWeights(Rule):
         self.weights = weights
         self._values: list[float] = []  # [K]
         self._copied: list[float] = []
-        self._tensor = torch.empty(0)  # of those that were copied to the device
+        self._tensor = torch.empty(0)  # self._copied on the device
 
     def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
         self._values = weights_of(self.weights, terms, allow_more=allow_more, name="weights")

@@ -14,7 +14,7 @@ MIN_WEIGHT = 1e-3  # where the published rule would let a weight become zero or 
 
 
 class GradNorm(Rule):
-    """GradNorm (Chen et al., arXiv 1711.02257): learns weights that make all terms train at similar rates.
+    """Learn weights that make all terms train at similar rates: GradNorm (Chen et al., arXiv 1711.02257).
 
     With G_k = w_k ||g_k|| over ``parameters`` and r_k the relative inverse training rate (each loss over its first
     value, over the mean of these ratios), the weights w_k descend the sum of ``|G_k - mean(G) r_k**alpha|``, the
@@ -53,13 +53,13 @@ class GradNorm(Rule):
         norms = gram.diagonal().sqrt()
         rates = self._progress.inverse_rates(losses)
         weights = pad_to(self._weights, norms, 1.0).clone()
-        heard = (norms > 0) & norms.isfinite() & losses.isfinite()
-        count = heard.sum().clamp(min=1)
+        is_active = (norms > 0) & norms.isfinite() & losses.isfinite()
+        count = is_active.sum().clamp(min=1)
         sizes = weights * norms
-        targets = torch.where(heard, sizes, 0.0).sum() / count * rates**self.alpha
+        targets = torch.where(is_active, sizes, 0.0).sum() / count * rates**self.alpha
         moved = (weights - self.lr * torch.sign(sizes - targets) * norms).clamp(min=MIN_WEIGHT)
-        scale = torch.where(heard, weights, 0.0).sum() / torch.where(heard, moved, 0.0).sum()
-        self._weights = copy_or_replace_(self._weights, torch.where(heard, moved * scale, weights))
+        scale = torch.where(is_active, weights, 0.0).sum() / torch.where(is_active, moved, 0.0).sum()
+        self._weights = copy_or_replace_(self._weights, torch.where(is_active, moved * scale, weights))
         return weights
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
 
 class MGDA(Rule):
-    """MGDA (Désidéri 2012; Sener and Koltun, arXiv 1810.04650): the point of least norm in the gradients' hull.
+    """Weight by the point of least norm in the gradients' convex hull: MGDA (Désidéri 2012; Sener and Koltun, 2018).
 
     A step along it lowers every loss, or where it is zero no direction does. Solved exactly. Gradients that are zero
     are left out, with weight 0, for with them every step would be zero. Up to eight terms nothing waits for the device.

@@ -7,7 +7,7 @@ EXHAUSTIVE = 8  # up to so many vectors every set of them is tried: no decision 
 
 
 def min_norm_weights(gram: Tensor) -> Tensor:
-    """The weights ``[K]``, at least 0 and of sum 1, that minimise ``weights @ gram @ weights``.
+    """Return the weights ``[K]``, at least 0 and of sum 1, that minimize ``weights @ gram @ weights``.
 
     The least point is a combination of an affinely independent set of the vectors, the support, and there the solution
     of a linear system. Up to eight vectors the systems of all sets are solved at once, on the device; of more, only
@@ -28,13 +28,13 @@ def min_norm_weights(gram: Tensor) -> Tensor:
 
 
 def all_supports(gram: Tensor) -> Tensor:
-    """``[2**K - 1, K]`` bool on the device of ``gram``: every set of the K vectors but the empty one."""
+    """Return ``[2**K - 1, K]`` bool on the device of ``gram``: every set of the K vectors but the empty one."""
     sets = torch.arange(1, 2 ** len(gram), device=gram.device)
     return sets[:, None] >> torch.arange(len(gram), device=gram.device) & 1 == 1
 
 
 def on_supports(cosines: Tensor, inverse: Tensor, supports: Tensor) -> Tensor:
-    """For each support the weights of sum 1, of any sign, with the least norm; not finite where there are none.
+    """Return for each support the weights of sum 1, of any sign, with the least norm; not finite where there are none.
 
     In y = weights * norms the matrix is ``cosines`` whatever the vectors' scales, and the sum is ``inverse @ y``.
 
@@ -60,7 +60,7 @@ def on_supports(cosines: Tensor, inverse: Tensor, supports: Tensor) -> Tensor:
 
 
 def best(candidates: Tensor, cosines: Tensor, norms: Tensor) -> Tensor:
-    """Of candidates ``[S, K]``, brought into the simplex, the one of the least norm; zeros where there is none."""
+    """Return the candidate of least norm out of ``[S, K]``, brought into the simplex; zeros where there is none."""
     inside = candidates.nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0)
     inside = inside / inside.sum(dim=1, keepdim=True)
     y = inside * norms
@@ -70,7 +70,7 @@ def best(candidates: Tensor, cosines: Tensor, norms: Tensor) -> Tensor:
 
 
 def wolfe(cosines: Tensor, inverse: Tensor, norms: Tensor) -> Tensor:
-    """Wolfe's algorithm: walks from support to support, the norm falling at every step."""
+    """Run Wolfe's algorithm: walk from support to support, with a smaller norm at every step."""
     alive = norms > 0
     if not alive.any():
         return torch.zeros_like(norms)
@@ -89,7 +89,7 @@ def wolfe(cosines: Tensor, inverse: Tensor, norms: Tensor) -> Tensor:
 
 
 def descend(cosines: Tensor, inverse: Tensor, norms: Tensor, weights: Tensor, support: Tensor) -> Tensor:
-    """From ``weights`` towards the least point of the support, dropping vectors whose weight would turn negative."""
+    """Move ``weights`` to the least point of the support, and drop vectors whose weight would turn negative."""
     while True:
         aim = on_supports(cosines, inverse, support[None])[0]
         if not aim.isfinite().all():

@@ -13,7 +13,7 @@ REDUCTIONS = ("sum", "mean")
 
 
 class PCGrad(Rule):
-    """PCGrad (Yu et al., arXiv 2001.06782): takes out of each term's gradient what conflicts with another term's.
+    """Remove from each term's gradient what conflicts with another term's: PCGrad (Yu et al., arXiv 2001.06782).
 
     Term by term, and for the other terms in random order: where the gradient so far has a negative dot product with the
     other's original gradient, its projection on that is subtracted. The results are added up. All of it is done on
@@ -37,7 +37,7 @@ class PCGrad(Rule):
         self._step = torch.zeros((), dtype=torch.int64)
 
     def orders(self, terms: int) -> Tensor:
-        """``[K, K]``: for each of K terms, the order in which it meets the terms at the next step.
+        """Return ``[K, K]``: for each of K terms, the order in which it meets the terms at the next step.
 
         Sorts numbers that the seed, the step and the pair alone decide: the same on every device, and others at every
         replay of a CUDA graph.
@@ -72,7 +72,7 @@ class PCGrad(Rule):
 
 
 def splitmix64(x: Tensor) -> Tensor:
-    """Numbers that look random, from 64-bit integers: splitmix64 (Steele, Lea and Flood, 2014), which wraps around."""
+    """Hash 64-bit integers: splitmix64 (Steele, Lea and Flood, 2014), which wraps around."""
     x = x + (0x9E3779B97F4A7C15 - 2**64)
     x = (x ^ (x >> 30 & 2**34 - 1)) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ (x >> 27 & 2**37 - 1)) * (0x94D049BB133111EB - 2**64)

@@ -1,4 +1,4 @@
-"""How far each loss has come, as GradNorm measures it."""
+"""The progress of each loss, as GradNorm measures it."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ TINY_LOSS = 1e-12  # losses below it (negative ones too) count as this: a ratio 
 
 
 class Progress:
-    """Keeps the terms' first losses. ``initial`` is ``[K]`` float64, NaN for a term that has not been seen."""
+    """Keep the terms' first losses. ``initial`` is ``[K]`` float64, NaN for a term that has not been seen."""
 
     def __init__(self) -> None:
         self.initial = torch.empty(0, dtype=torch.float64)
 
     def inverse_rates(self, losses: Tensor) -> Tensor:
-        """``[K]`` relative inverse training rates r_k: each loss over its first value, over the mean of these ratios.
+        """Return ``[K]`` relative inverse training rates: each loss over its first value, over the mean of these.
 
         Above 1 for a term that trains more slowly than the others. NaN where ``losses`` is.
         """
@@ -27,6 +27,6 @@ class Progress:
 
 
 def pad_to(values: Tensor, like: Tensor, fill: float) -> Tensor:
-    """``values`` on the device of ``like``, and as long: with ``fill`` for terms that are new."""
+    """Return ``values`` on the device of ``like``, padded to its length with ``fill`` for terms that are new."""
     values = values.to(like.device)
     return torch.cat([values, values.new_full((len(like) - len(values),), fill)]) if len(values) < len(like) else values

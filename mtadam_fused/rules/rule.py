@@ -1,4 +1,4 @@
-"""What a rule is."""
+"""The base class of rules."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class Rule:
-    """How to weight K loss terms: ``rule(gram, losses)`` gives the weights of one step.
+    """Base class of rules: ``rule(gram, losses)`` returns the weights of K loss terms for one step.
 
     A rule of your own is a subclass with a ``__call__``; if it keeps state from step to step, also with
-    :meth:`state_dict` and :meth:`load_state_dict`. For no wait on a GPU it keeps to tensor operations, and for replay
-    in a CUDA graph it changes its state in place (:func:`copy_or_replace_`). ::
+    :meth:`state_dict` and :meth:`load_state_dict`. To wait for no GPU, it uses tensor operations only. For replay in a
+    CUDA graph, it changes its state in place (:func:`copy_or_replace_`). ::
 
         class LoudestOnly(Rule):
             def __call__(self, gram, losses):
@@ -28,7 +28,7 @@ class Rule:
     parameters: Sequence[Tensor] | None = None
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        """The weights of the terms at this step.
+        """Return the weights of the terms at this step.
 
         Args:
             gram: ``[K, K]`` float64, dot products of the terms' gradients; 0 where a term is absent from the step.
@@ -40,23 +40,23 @@ class Rule:
         raise NotImplementedError
 
     def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
-        """Raises ValueError for terms (their names) that the rule cannot weight; called before anything changes.
+        """Raise ValueError for terms (their names) that the rule cannot weight. Called before anything changes.
 
         Args:
-            allow_more: more terms may follow.
+            allow_more: whether more terms may follow.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rule keeps from step to step: tensors and numbers."""
+        """Return what the rule keeps from step to step: tensors and numbers."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what :meth:`state_dict` gave."""
+        """Load what :meth:`state_dict` returned."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
 def copy_or_replace_(state: Tensor, new: Tensor) -> Tensor:
-    """``state`` with the values of ``new``: in place, but where it has another size or device."""
+    """Return ``state`` with the values of ``new`` copied into it, or ``new`` where that has another shape or device."""
     return state.copy_(new) if state.shape == new.shape and state.device == new.device else new

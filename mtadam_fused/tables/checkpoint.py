@@ -72,7 +72,7 @@ def check_moment(
     if not same_placements(value, param):
         raise ValueError(
             f"the saved {name} of parameter {position} is {describe_placement(value)}, the parameter is "
-            f"{describe_placement(param)}; load it with torch.distributed.checkpoint, which shards it like the parameter"
+            f"{describe_placement(param)}; load it with torch.distributed.checkpoint, which shards it alike"
         )
     if kind != "exp_avg" and (term >= 0) != per_term:
         raise ValueError(

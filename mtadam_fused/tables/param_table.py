@@ -68,9 +68,7 @@ class ParamTable:
                 state["norm_avg"] = self.norm_avg[row]
         self.local_params = to_locals(self.params)
         self.dense = [dense_like(p, p.detach(), p.dtype) for p in self.local_params]
-        self.needs_copy = [
-            row for row, p in enumerate(self.local_params) if p.data_ptr() != self.dense[row].data_ptr()
-        ]
+        self.needs_copy = [row for row, p in enumerate(self.local_params) if p.data_ptr() != self.dense[row].data_ptr()]
 
     @cached_property
     def gram(self) -> Tensor:

@@ -1,17 +1,17 @@
-"""What all weightings share: the terms, the priorities, the weighted sum, and vectors with one element per term."""
+"""The base class of weightings, and vectors with one element per term."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, weights_of
 from ..gradients.losses import Losses, check_term, is_free_to_read, named_losses
+from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, weights_of
 from ..reference import arithmetic_type
 
 
 class Weighting(nn.Module):
-    """Base of the weightings: ``weighting(losses)`` is sum_k priority_k * c_k, c_k what the strategy makes of loss k.
+    """Base class of weightings: ``weighting(losses)`` is sum_k priority_k * c_k, with the strategy's c_k for loss k.
 
     Losses come as a mapping from names or as a sequence, by position. A term that a mapping leaves out contributes
     nothing to that call. Losses without a graph, as in validation, are welcome. Where looking at a loss costs nothing
@@ -30,13 +30,13 @@ class Weighting(nn.Module):
 
     def __init__(self, terms: Iterable[Term] = (), priorities: TermWeights = None) -> None:
         super().__init__()
-        self.terms = checked_terms(terms)
+        self.terms = check_terms(terms)
         self.priorities = numbers_by_term("priorities", priorities, self.terms)
         if isinstance(priorities, Sequence):
             self.terms = tuple(self.priorities or ())
 
     def forward(self, losses: Losses) -> Tensor:
-        """The weighted sum, a scalar in the losses' type, but float32 for 16-bit losses.
+        """Return the weighted sum, a scalar in the losses' dtype, but float32 for 16-bit losses.
 
         Args:
             losses: scalar losses, as a mapping from the terms' names or as a sequence in the order of the terms.
@@ -56,21 +56,21 @@ class Weighting(nn.Module):
         return torch.stack([c * x for c, x in zip(coefficients, contributions.unbind(), strict=True)]).sum()
 
     def coefficients(self, terms: tuple[Term, ...]) -> list[float]:
-        """The constant factors of the ``terms``' contributions: the priorities."""
+        """Return the constant factors of the ``terms``' contributions: the priorities."""
         return weights_of(self.priorities, terms, name="priorities")
 
     def contributions(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
-        """What each term adds to the total, ``[len(terms)]``, out of the losses ``values``, ``[len(terms)]``."""
+        """Return each term's contribution to the total from the losses ``values``; both are ``[len(terms)]``."""
         return values
 
     def extra_repr(self) -> str:
-        """Terms and priorities, for ``repr``."""
+        """Return terms and priorities, for ``repr``."""
         shown = {"terms": list(self.terms), "priorities": self.priorities}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value)
 
 
-def checked_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
-    """``terms`` as a tuple.
+def check_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """Check ``terms``, and return them as a tuple.
 
     Raises:
         TypeError: not names of terms.
@@ -87,7 +87,7 @@ def checked_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
 
 
 def numbers_by_term(name: str, given: TermWeights, terms: Sequence[Term] = ()) -> dict[Term, float] | None:
-    """The numbers of at least 0 that the argument ``name`` gives the terms; a sequence goes by position without terms.
+    """Return the argument ``given`` by term: numbers of at least 0. Without terms a sequence goes by position.
 
     Raises:
         ValueError: a value that is not such numbers, or that does not fit the ``terms``.
@@ -102,7 +102,7 @@ def numbers_by_term(name: str, given: TermWeights, terms: Sequence[Term] = ()) -
 
 
 def positions_of(terms: Sequence[Term], known: Sequence[Term]) -> list[int]:
-    """Where the ``terms`` stand among the ``known``.
+    """Return the positions of the ``terms`` among the ``known``.
 
     Raises:
         ValueError: a term that is not known.
@@ -114,12 +114,12 @@ def positions_of(terms: Sequence[Term], known: Sequence[Term]) -> list[int]:
 
 
 def pick(vector: Tensor, positions: Sequence[int]) -> Tensor:
-    """The elements at ``positions``, without an index that would have to be copied to the device."""
+    """Return the elements at ``positions``, without an index that would have to be copied to the device."""
     return vector if list(positions) == list(range(len(vector))) else torch.stack([vector[i] for i in positions])
 
 
 def check_values(values: Tensor, terms: Sequence[Term], least: float, needed: str) -> None:
-    """Raises ValueError for a loss below ``least``, where that is free to see; ``needed`` says what it should be."""
+    """Raise ValueError for a loss below ``least``, where reading it costs nothing; ``needed`` names the remedy."""
     if is_free_to_read(values):
         for term, value in zip(terms, values.tolist(), strict=True):
             if value < least:

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hyperparameters import Term, TermWeights, weights_of
 from ..gradients.losses import is_free_to_read
+from ..hyperparameters import Term, TermWeights, weights_of
 from .base import Weighting, check_values, numbers_by_term, pick
 
 POSITIVE = "it must be positive to be divided by"
 
 
 class EqualWeights(Weighting):
-    """The baseline: sum_k L_k / K, with K the number of losses in the call. Any finite losses will do. ::
+    """Take the mean of the losses, sum_k L_k / K with K losses in the call: the baseline. Any finite ones will do. ::
 
         weighting = EqualWeights(priorities={"fit": 1.0, "size": 0.1})
         weighting({"fit": fit, "size": size}).backward()
@@ -31,7 +31,7 @@ class EqualWeights(Weighting):
         super().__init__(priorities=priorities)
 
     def coefficients(self, terms: tuple[Term, ...]) -> list[float]:
-        """The priorities over the number of losses."""
+        """Return the priorities over the number of losses."""
         return [weight / len(terms) for weight in super().coefficients(terms)]
 
 
@@ -56,7 +56,7 @@ class PriorLoss(Weighting):
         self.values = positive
 
     def coefficients(self, terms: tuple[Term, ...]) -> list[float]:
-        """The priorities over the values."""
+        """Return the priorities over the values."""
         values = weights_of(self.values, terms, name="values")
         return [weight / value for weight, value in zip(super().coefficients(terms), values, strict=True)]
 
@@ -77,7 +77,7 @@ class RealTimeLoss(Weighting):
         super().__init__(priorities=priorities)
 
     def contributions(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
-        """Ones, with the gradient of the losses' logarithms."""
+        """Return ones, with the gradient of the losses' logarithms."""
         check_values(values, terms, smallest(values), POSITIVE)
         return values / usable_divisors(values)
 
@@ -125,20 +125,20 @@ class InitialLoss(Weighting):
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
 
     def contributions(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
-        """The losses over the initial ones; measures those first."""
+        """Return the losses over the initial ones; measures those first."""
         known = tuple(dict.fromkeys((*self.terms, *terms)))
-        sums, counts = self._grown(known, values)
+        sums, counts = self._grow(known, values)
         positions = [known.index(term) for term in terms]
         self._check(values, terms, pick(counts, positions))
         if self.training:
-            measure(sums, counts, spread(values.detach(), positions, len(known)), self.batches)
+            measure(sums, counts, scatter_with_nan(values.detach(), positions, len(known)), self.batches)
             self.terms, self.sums, self.counts = known, sums, counts
         sums, counts = pick(sums, positions), pick(counts, positions)
         means = (sums / counts).to(values.dtype)
         return values / torch.where(counts > 0, means, usable_divisors(values))
 
-    def _grown(self, known: tuple[Term, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums and counts of all ``known`` terms, on the device of ``like``; the new ones are as given, or empty."""
+    def _grow(self, known: tuple[Term, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sums and counts of all ``known`` terms, on the device of ``like``; new ones are as given, or empty."""
         new = known[len(self.sums) :]
         if not new:
             return self.sums.to(like.device), self.counts.to(like.device)
@@ -148,7 +148,7 @@ class InitialLoss(Weighting):
         return torch.cat([self.sums.to(like), *sums]), torch.cat([self.counts.to(like.device), counts])
 
     def _check(self, values: Tensor, terms: tuple[Term, ...], counts: Tensor) -> None:
-        """Raises ValueError for a loss that is needed as a divisor and cannot be one, where that is free to see."""
+        """Raise ValueError for a loss that cannot be the divisor it has to be, where reading it costs nothing."""
         if is_free_to_read(values):
             enough = self.batches if self.training else 1
             needed = [i for i, count in enumerate(counts.tolist()) if count < enough]
@@ -156,22 +156,22 @@ class InitialLoss(Weighting):
                 check_values(pick(values, needed), [terms[i] for i in needed], smallest(values), POSITIVE)
 
     def _apply(self, *arguments: Any, **options: Any) -> "InitialLoss":
-        """Keeps the type of the sums when the module's is changed: a sum soon has too many digits for 16 bits."""
+        """Keep the dtype of the sums when the module's changes: a sum soon has too many digits for 16 bits."""
         sums = self.sums
         super()._apply(*arguments, **options)
         self.sums = sums.to(self.sums.device)
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The terms that ``sums`` and ``counts`` belong to."""
+        """Return the terms that ``sums`` and ``counts`` belong to."""
         return {"terms": list(self.terms[: len(self.sums)])}
 
     def set_extra_state(self, state: Any) -> None:
-        """Takes saved terms."""
+        """Load saved terms."""
         self.terms = tuple(dict.fromkeys((*state["terms"], *self.terms)))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Loads buffers of whatever length."""
+        """Load buffers of any length."""
         for name in ("sums", "counts"):
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor) and saved.dim() == 1:
@@ -180,7 +180,7 @@ class InitialLoss(Weighting):
 
 
 def positive_by_term(given: TermWeights) -> dict[Term, float]:
-    """The positive numbers that the argument ``values`` gives the terms; raises ValueError for anything else."""
+    """Return the argument ``values`` by term: positive numbers. Raise ValueError for anything else."""
     values = numbers_by_term("values", given)
     if not values:
         raise ValueError(f"values is {given!r}; give each term a positive number")
@@ -191,18 +191,18 @@ def positive_by_term(given: TermWeights) -> dict[Term, float]:
 
 
 def smallest(values: Tensor) -> float:
-    """The smallest loss that can be divided by: below it the reciprocal would overflow."""
+    """Return the smallest loss that can be a divisor: below it the reciprocal would overflow."""
     return torch.finfo(values.dtype).tiny
 
 
 def usable_divisors(values: Tensor) -> Tensor:
-    """``values`` without their graph; infinite, so that nothing is contributed, where they cannot be divided by."""
+    """Return ``values`` without their graph; infinite, to contribute nothing, where they cannot be divisors."""
     constants = values.detach()
     return torch.where(constants >= smallest(values), constants, math.inf)
 
 
-def spread(values: Tensor, positions: list[int], length: int) -> Tensor:
-    """A vector of ``length`` with ``values`` at their ``positions`` and NaN elsewhere."""
+def scatter_with_nan(values: Tensor, positions: list[int], length: int) -> Tensor:
+    """Return a vector of ``length`` with ``values`` at their ``positions`` and NaN elsewhere."""
     if positions == list(range(length)):
         return values
     absent = values.new_full((), math.nan)
@@ -210,7 +210,7 @@ def spread(values: Tensor, positions: list[int], length: int) -> Tensor:
 
 
 def measure(sums: Tensor, counts: Tensor, values: Tensor, batches: int) -> None:
-    """Adds ``values`` to ``sums`` and counts them, in place, where fewer than ``batches`` are in. All are ``[K]``."""
+    """Add ``values`` to ``sums`` and count them, in place, where fewer than ``batches`` are in. All are ``[K]``."""
     measured = (counts < batches) & (values >= smallest(values)) & values.isfinite()
     sums += torch.where(measured, values, 0.0)
     counts += measured

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def initial_class_loss(num_classes: int) -> float:
-    """log(C): the cross entropy of C classes, in nats, where all logits are zero.
+    """Return log(C): the cross entropy of C classes, in nats, where all logits are zero.
 
     Raises:
         ValueError: not a whole number of at least 2 classes.
@@ -20,7 +20,7 @@ def initial_class_loss(num_classes: int) -> float:
 
 
 def initial_regression_loss(targets: Tensor) -> float:
-    """E ||y||^2: the squared error of an output of zero, in float64.
+    """Return E ||y||^2: the squared error of an output of zero, in float64.
 
     It is summed over the components of a target; torch's ``mse_loss`` is the mean over them, so divide by their number.
 
@@ -34,7 +34,7 @@ def initial_regression_loss(targets: Tensor) -> float:
 
 
 def regression_prior_loss(targets: Tensor) -> float:
-    """E ||y - E y||^2: the squared error of an output that is always the mean target, in float64.
+    """Return E ||y - E y||^2: the squared error of an output that is always the mean target, in float64.
 
     It is summed over the components of a target; torch's ``mse_loss`` is the mean over them, so divide by their number.
 
@@ -49,7 +49,7 @@ def regression_prior_loss(targets: Tensor) -> float:
 
 
 def class_prior_loss(labels: Tensor | None = None, *, frequencies: Tensor | Sequence[float] | None = None) -> float:
-    """H(p) = -sum_c p_c log p_c: the cross entropy, in nats, of an output that is always the frequencies p.
+    """Return H(p) = -sum_c p_c log p_c: the cross entropy, in nats, of an output that is always the frequencies p.
 
     Args:
         labels: class numbers, of any shape, of a whole-number type.
@@ -66,7 +66,7 @@ def class_prior_loss(labels: Tensor | None = None, *, frequencies: Tensor | Sequ
 
 
 def count(labels: Any) -> Tensor:
-    """How often each class occurs, ``[C]``, float64."""
+    """Return the frequency of each class, ``[C]``, float64."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         what = labels.dtype if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
         raise TypeError(f"labels is {what}; it must be a Tensor of class numbers (pass shares as frequencies=)")
@@ -76,7 +76,7 @@ def count(labels: Any) -> Tensor:
 
 
 def checked_frequencies(frequencies: Any) -> Tensor:
-    """``frequencies`` in float64."""
+    """Return ``frequencies`` in float64."""
     values = torch.as_tensor(frequencies, dtype=torch.float64)
     if values.dim() != 1 or not bool(values.isfinite().all() & (values >= 0).all() & (values.sum() > 0)):
         raise ValueError(f"frequencies is {frequencies!r}; it must be finite numbers of at least 0, not all zero")
@@ -84,7 +84,7 @@ def checked_frequencies(frequencies: Any) -> Tensor:
 
 
 def checked_targets(targets: Any) -> Tensor:
-    """``targets`` as ``[N, D]`` float64."""
+    """Return ``targets`` as ``[N, D]`` float64."""
     if not isinstance(targets, Tensor) or targets.is_complex():
         what = targets.dtype if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
         raise TypeError(f"targets is {what}; it must be a Tensor of real numbers")
@@ -97,5 +97,5 @@ def checked_targets(targets: Any) -> Tensor:
 
 
 def mean_square(rows: Tensor) -> float:
-    """The mean of the rows' squared Euclidean norms."""
+    """Return the mean of the rows' squared Euclidean norms."""
     return rows.square().sum(dim=1).mean().item()

@@ -15,7 +15,7 @@ KINDS = {"regression": 0.5, "classification": 1.0}  # the factor of exp(-s) * L
 
 
 class LearnedWeighting(Weighting):
-    """A weighting with one learned number per term, in a parameter of shape [K]; subclasses make it."""
+    """Base class of weightings that learn one number per term, in a parameter of shape [K] that subclasses make."""
 
     def __init__(self, terms: Iterable[Term], priorities: TermWeights) -> None:
         super().__init__(terms, priorities)
@@ -23,20 +23,20 @@ class LearnedWeighting(Weighting):
             raise ValueError("terms is empty; name at least one term")
 
     def contributions(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
-        """What each term adds, out of losses of at least 0."""
+        """Return each term's contribution, from losses of at least 0."""
         check_values(values, terms, 0.0, "it must not be negative, or the learned total has no minimum")
         return self.objective(values, positions_of(terms, self.terms))
 
     def objective(self, values: Tensor, positions: list[int]) -> Tensor:
-        """The strategy's formula, for the terms at ``positions``."""
+        """Return the strategy's formula, for the terms at ``positions``."""
         raise NotImplementedError
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The terms that the parameter's elements belong to."""
+        """Return the terms that the parameter's elements belong to."""
         return {"terms": list(self.terms)}
 
     def set_extra_state(self, state: Any) -> None:
-        """Raises ValueError unless the saved terms are those of the module, in their order."""
+        """Raise ValueError unless the saved terms are those of the module, in their order."""
         if tuple(state["terms"]) != self.terms:
             saved = state["terms"]
             raise ValueError(f"the saved terms are {saved}, the weighting's {list(self.terms)}; make it with those")
@@ -76,7 +76,7 @@ class Uncertainty(LearnedWeighting):
         self.p = nn.Parameter(torch.ones(len(self.terms)))
 
     def objective(self, values: Tensor, positions: list[int]) -> Tensor:
-        """0.5 / p^2 * L + log(1 + p^2)"""
+        """Return 0.5 / p^2 * L + log(1 + p^2)."""
         p = pick(self.p, positions).to(values)
         bounded = torch.copysign(p.abs().clamp(min=SMALLEST_P), p)
         return 0.5 / with_gradient_of(p, bounded).square() * values + torch.log1p(bounded.square())
@@ -126,7 +126,7 @@ class KendallUncertainty(LearnedWeighting):
         self.log_variance = nn.Parameter(torch.zeros(len(self.terms)))
 
     def objective(self, values: Tensor, positions: list[int]) -> Tensor:
-        """exp(-s) * L + 0.5 * s, with 0.5 * L for regression"""
+        """Return exp(-s) * L + 0.5 * s, with 0.5 * L for regression."""
         s = pick(self.log_variance, positions).to(values)
         factors = pick(self.factors, positions).to(values)
         bounded = s.clamp(min=SMALLEST_LOG_VARIANCE)
@@ -134,12 +134,12 @@ class KendallUncertainty(LearnedWeighting):
 
 
 def with_gradient_of(free: Tensor, bounded: Tensor) -> Tensor:
-    """The value of ``bounded``, but differentiated as ``free``: its bound does not stop the gradient."""
+    """Return the value of ``bounded`` with the derivative of ``free``: its bound does not stop the gradient."""
     return free + (bounded - free).detach()
 
 
 def checked_kinds(kinds: Any, terms: Sequence[Term]) -> list[str]:
-    """The kind of each term; raises ValueError for kinds that do not fit."""
+    """Return the kind of each term. Raise ValueError for kinds that do not fit."""
     if isinstance(kinds, Mapping):
         kinds = [kinds.get(term) for term in terms]
     if isinstance(kinds, str) or not isinstance(kinds, Sequence) or len(kinds) != len(terms):
