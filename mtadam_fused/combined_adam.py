@@ -152,9 +152,8 @@ class CombinedAdam(TermOptimizer):
                 f"{len(self.terms)} terms"
             )
         if self._communicator:
-            weights = self._communicator.broadcast_first(
-                weights.to(steps[0].table.device)
-            )  # a rule may draw random numbers
+            # A rule may draw random numbers, so all processes use the first one's weights.
+            weights = self._communicator.broadcast_first(weights.to(steps[0].table.device))
         self._weights = weights
         for args in steps:
             args.table.scales.copy_(weights.expand_as(args.table.scales), non_blocking=True)
