@@ -12,15 +12,15 @@ from torch.optim import Optimizer
 
 from .backends import Backend, select_backend
 from .distributed.communicator import Communicator
-from .distributed.dtensor import describe_placement, dtensor_like, is_dtensor, is_partial
-from .gradients.collector import GradientCollector
+from .distributed.dtensor import dtensor_like
+from .gradients.collector import GradientCollector, check_inputs
 from .gradients.grad_scaler import GradScalerView
 from .gradients.losses import Losses, check_loss, check_term, named_losses
 from .hyperparameters import Hyperparameters, Term
 from .tables.cache import ParamTableCache
 from .tables.checkpoint import OpaqueState, check_saved, count_terms, rename_old, restore
 from .tables.layout import TermGradients
-from .tables.param_table import STORAGE_TYPES, ParamTable
+from .tables.param_table import ParamTable, check_param
 from .tables.step_args import StepArgs
 
 
@@ -371,28 +371,3 @@ class TermOptimizer(Optimizer):
         for p, value in saved.items():
             self.state[p] = restore(value, p, len(self.terms), self.per_term)
         self._reset()
-
-
-def check_inputs(inputs: Iterable[Tensor]) -> None:
-    """Raise RuntimeError if a backward pass has left no gradient for any DTensor among ``inputs``."""
-    sharded = [tensor for tensor in inputs if is_dtensor(tensor)]
-    if sharded and all(tensor.grad is None for tensor in sharded):
-        raise RuntimeError(
-            "the backward pass has made no gradient for the sharded parameters among inputs: FSDP2 cannot be told its "
-            "inputs; leave inputs out"
-        )
-
-
-def check_param(position: int, param: Any) -> None:
-    """Raise TypeError for a parameter that the kernels cannot update."""
-    if not isinstance(param, Tensor):
-        raise TypeError(
-            f"params[{position}] is a {type(param).__name__}; it must be a Tensor, as from model.parameters()"
-        )
-    if param.dtype not in STORAGE_TYPES or param.layout != torch.strided:
-        supported = ", ".join(str(dtype) for dtype in STORAGE_TYPES)
-        raise TypeError(f"params[{position}] is {param.dtype}, {param.layout}; it must be dense and one of {supported}")
-    if is_partial(param):
-        raise TypeError(
-            f"params[{position}] is {describe_placement(param)}; redistribute it first, which makes the pending sum"
-        )

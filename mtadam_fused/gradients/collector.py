@@ -1,7 +1,7 @@
 """The gradients of each loss term, taken out of ``p.grad`` and kept apart until the step."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 
@@ -269,6 +269,16 @@ def check_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> No
         )
     if grad.device != param.device:
         raise RuntimeError(f"{what} is on {grad.device}, the parameter on {param.device}; move one of them")
+
+
+def check_inputs(inputs: Iterable[Tensor]) -> None:
+    """Raise RuntimeError if a backward pass has left no gradient for any DTensor among ``inputs``."""
+    sharded = [tensor for tensor in inputs if is_dtensor(tensor)]
+    if sharded and all(tensor.grad is None for tensor in sharded):
+        raise RuntimeError(
+            "the backward pass has made no gradient for the sharded parameters among inputs: FSDP2 cannot be told its "
+            "inputs; leave inputs out"
+        )
 
 
 def check_reduced(params: Sequence[Tensor], grads: Sequence[Tensor | None], term: Term) -> None:

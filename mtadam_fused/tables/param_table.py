@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ..distributed.dtensor import (
     all_reduce_sum_,
+    describe_placement,
     group_ranks,
     is_dtensor,
+    is_partial,
     shard_process_groups,
     to_local,
     to_locals,
@@ -155,6 +157,21 @@ class ParamTable:
     def null_addresses(self) -> array:
         """[L] zeros."""
         return array("q", bytes(8 * len(self.params)))
+
+
+def check_param(position: int, param: Any) -> None:
+    """Raise TypeError for a parameter that the kernels cannot update."""
+    if not isinstance(param, Tensor):
+        raise TypeError(
+            f"params[{position}] is a {type(param).__name__}; it must be a Tensor, as from model.parameters()"
+        )
+    if param.dtype not in STORAGE_TYPES or param.layout != torch.strided:
+        supported = ", ".join(str(dtype) for dtype in STORAGE_TYPES)
+        raise TypeError(f"params[{position}] is {param.dtype}, {param.layout}; it must be dense and one of {supported}")
+    if is_partial(param):
+        raise TypeError(
+            f"params[{position}] is {describe_placement(param)}; redistribute it first, which makes the pending sum"
+        )
 
 
 def addresses(tensors: Sequence[Sequence[Tensor | None]]) -> array:
