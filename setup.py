@@ -19,15 +19,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# pip installs these, unless it is told not to.
+INSTALL = "Before --no-build-isolation, run: pip install 'setuptools>=77' 'pybind11>=2.12' ninja"
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(f"mtadam_fused: setuptools {setuptools.__version__} is too old. {INSTALL}")
 try:
     import pybind11
     from ninja import BIN_DIR
     from ninja.ninja_syntax import Writer
-except ImportError as error:  # pip installs them, unless it is told not to
-    sys.exit(f"mtadam_fused: {error}. Before --no-build-isolation, run: pip install 'setuptools>=77' pybind11 ninja")
+except ImportError as error:
+    sys.exit(f"mtadam_fused: {error}. {INSTALL}")
 
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -103,7 +108,7 @@ def link_pybind11() -> None:
 class BuildFile:
     """The ninja file: what is compiled, from what, and how.
 
-    The methods add objects or modules to it, and return their paths.
+    The methods add objects and modules to it, and return their paths.
     """
 
     def __init__(self, file: TextIO, cxx: list[str], linker: list[str], include_dirs: list[str]) -> None:
@@ -119,41 +124,40 @@ class BuildFile:
         line = f"{quote(command)} $flags -MMD -MF $out.d -c $in -o $out"
         self.writer.rule(rule, line, description=f"{rule} $out", depfile="$out.d", deps="gcc")
 
-    def compile(self, rule: str, source: str | Path, target: str, flags: Iterable[str] = ()) -> str:
-        variables = {"flags": quote(flags)}
-        return self.writer.build(str(FOLDER / target), rule, str(source), str(VERSIONS), variables=variables)[0]
+    def add(self, rule: str, sources: list[str], name: str, flags: Iterable[str] = ()) -> str:
+        """Add what a rule makes of the sources, and return its path."""
+        target = str(FOLDER / name)
+        self.writer.build([target], rule, sources, [str(VERSIONS)], variables={"flags": quote(flags)})
+        return target
 
-    def link(self, target: str, objects: list[str], flags: Iterable[str]) -> str:
-        return self.writer.build(str(FOLDER / target), "link", objects, variables={"flags": quote(flags)})[0]
-
-    def bindings(self, target: str, flags: Iterable[str] = ()) -> str:
+    def bindings(self, name: str, flags: Iterable[str] = ()) -> str:
         flags = ["-DMTADAM_COMPILER=__VERSION__", *self.includes, *flags]
-        return self.compile("cxx", "csrc/bindings.cpp", target, flags)
+        return self.add("cxx", ["csrc/bindings.cpp"], name, flags)
 
     def cpu_kernels(self) -> list[str]:
         isas = list(INSTRUCTION_SETS) if IS_X86 else ["baseline"]
         flags = {f"{Path(LOOPS).stem}.{isa}": [f"-DMTADAM_ISA={isa}", *INSTRUCTION_SETS[isa]] for isa in isas}
-        loops = [self.compile("cxx", LOOPS, f"cpu/{name}.o", flags[name]) for name in flags]
+        loops = [self.add("cxx", [LOOPS], f"cpu/{name}.o", flags[name]) for name in flags]
         others = sorted(source for source in Path("csrc/cpu").glob("*.cpp") if source != Path(LOOPS))
-        return [*loops, *(self.compile("cxx", source, f"cpu/{source.stem}.o") for source in others)]
+        return [*loops, *(self.add("cxx", [str(source)], f"cpu/{source.stem}.o") for source in others)]
 
     def cuda_kernels(self, nvcc: str, archs: list[str]) -> list[str]:
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # for GPUs to come
         self.add_compiler("nvcc", [nvcc, *NVCC_FLAGS, *codes])
         sources = sorted(Path("csrc/cuda").glob("*.cu"))
-        return [self.compile("nvcc", source, f"cuda/{source.stem}.o") for source in sources]
+        return [self.add("nvcc", [str(source)], f"cuda/{source.stem}.o") for source in sources]
 
     def modules(self, nvcc: str | None, archs: list[str]) -> list[str]:
         """Add the module with CUDA kernels, if nvcc is there, and the one without."""
         cuda = self.cuda_kernels(nvcc, archs) if nvcc else []  # first, because they take longest
         cpu = self.cpu_kernels()
-        modules = [self.link("cpu.so", [self.bindings("cpu/bindings.o"), *cpu], ["-ldl", "-s"])]
+        modules = [self.add("link", [self.bindings("cpu/bindings.o"), *cpu], "cpu.so", ["-ldl", "-s"])]
         if nvcc:
             bindings = self.bindings("cuda/bindings.o", [f'-DMTADAM_CUDA="sm_{", sm_".join(archs)}"'])
             libraries = ["-lcudart_static", "-ldl", "-lrt", "-lpthread", *library_folders(nvcc)]
             flags = [*libraries, "-s", "-Wl,--exclude-libs,ALL"]
-            modules.insert(0, self.link("cuda.so", [bindings, *cpu, *cuda], flags))
+            modules.insert(0, self.add("link", [bindings, *cpu, *cuda], "cuda.so", flags))
         return modules
 
 
