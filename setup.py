@@ -1,21 +1,38 @@
-"""Builds the native module where a C++ compiler is found; without one the package installs and runs in pure PyTorch.
+"""Build the native module where a C++ compiler is found; without one the package installs and runs in pure PyTorch.
 
 CUDA kernels are built too where nvcc is found: in CUDA_HOME, else on PATH. MTADAM_FUSED_CUDA_ARCHITECTURES (such as
 "80;90") says for which GPUs; by default for those of this machine, or for the usual ones where it has none.
+
+Ninja runs the compilers, at most MAX_JOBS at a time. What they built stays in build/native-*, so that the next build
+compiles only what has changed.
 """
 
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
-import pybind11
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CCompilerError, ExecError, PlatformError
+
+# pip installs these, unless it is told not to.
+INSTALL = "Before --no-build-isolation, run: pip install 'setuptools>=77' 'pybind11>=2.12' ninja"
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(f"mtadam_fused: setuptools {setuptools.__version__} is too old. {INSTALL}")
+try:
+    import pybind11
+    from ninja import BIN_DIR
+    from ninja.ninja_syntax import Writer
+except ImportError as error:
+    sys.exit(f"mtadam_fused: {error}. {INSTALL}")
 
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -32,20 +49,25 @@ FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-
 NVCC_FLAGS = ["-std=c++17", "-O3", "--compiler-options=-fPIC,-fvisibility=hidden"]
 USUAL_ARCHITECTURES = ["80", "90", "100"]
 
+# Not setuptools' build_temp: in an editable install that is a new folder each time.
+FOLDER = Path("build", f"native-{sysconfig.get_config_var('SOABI')}")
+VERSIONS = FOLDER / "versions.txt"
+INCLUDE = FOLDER / "include"
+
 
 def say(text: str) -> None:
-    """Prints where `pip -v` shows it, and pip itself if the installation fails."""
+    """Print where `pip -v` shows it, and pip itself if the installation fails."""
     print(f"mtadam_fused: {text}", file=sys.stderr)
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler, if there is one."""
+    """Return the CUDA compiler, if there is one."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     return next(filter(None, (shutil.which("nvcc", path=f"{home}/bin") for home in homes)), shutil.which("nvcc"))
 
 
 def architectures() -> list[str]:
-    """Compute capabilities to compile for, such as "90", ascending."""
+    """Return the compute capabilities to compile for, such as "90", ascending."""
     if wanted := os.environ.get("MTADAM_FUSED_CUDA_ARCHITECTURES"):
         return sorted(wanted.replace(",", ";").split(";"), key=int)
     try:
@@ -56,82 +78,139 @@ def architectures() -> list[str]:
     return sorted({cap.replace(".", "") for cap in found}, key=int) or USUAL_ARCHITECTURES
 
 
-def library_folders() -> list[str]:
-    """Linker flags for the folders that nvcc itself links from, wherever it is installed."""
-    plan = subprocess.run([find_nvcc() or "nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+def library_folders(nvcc: str) -> list[str]:
+    """Return linker flags for the folders that nvcc itself links from, wherever it is installed."""
+    plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
     return re.findall(r'"(-L[^"]+)"', plan.stderr)
 
 
-class BuildNative(build_ext):
-    """Compiles `LOOPS` once per instruction set, and leaves out, loudly, what a compiler fails on."""
+def quote(words: Iterable[str]) -> str:
+    """Return words of a command as ninja hands them to the shell."""
+    return shlex.join(words).replace("$", "$$")
 
-    def build_extension(self, ext: Extension) -> None:
-        cuda = self.compile_cuda()
-        try:
-            self.link(ext, self.compile(ext, bool(cuda)) + cuda, bool(cuda))
-        except (CCompilerError, ExecError, PlatformError) as error:
-            say(f"the native module is LEFT OUT, because the C++ compiler failed: {error}")
-            say("the package will run in pure PyTorch. Install g++ and Python's headers (python3-dev), and reinstall.")
 
-    def compile_cuda(self) -> list[str]:
-        """The objects of csrc/cuda, none where they cannot be built."""
-        nvcc = find_nvcc()
-        if nvcc is None:
-            say("no nvcc in CUDA_HOME or on PATH: the CUDA kernels are left out")
-            return []
-        archs = architectures()
-        say(f"compiling the CUDA kernels for {', '.join(archs)} with {nvcc}")
+def write_versions(compilers: Iterable[list[str]]) -> None:
+    """Make `VERSIONS` newer than all that other versions of the compilers or of pybind11 built."""
+    shown = [subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout for compiler in compilers]
+    text = "".join([*shown, f"pybind11 {pybind11.__version__}\n"])
+    if not VERSIONS.exists() or VERSIONS.read_text() != text:
+        VERSIONS.write_text(text)
+
+
+def link_pybind11() -> None:
+    """Lend pybind11's headers a path that stays: pip unpacks them into a new folder for each build."""
+    INCLUDE.mkdir(parents=True, exist_ok=True)
+    link = INCLUDE / "pybind11"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(pybind11.get_include(), "pybind11"))
+
+
+class BuildFile:
+    """The ninja file: what is compiled, from what, and how.
+
+    The methods add objects and modules to it, and return their paths.
+    """
+
+    def __init__(self, file: TextIO, cxx: list[str], linker: list[str], include_dirs: list[str]) -> None:
+        self.writer = Writer(file)
+        self.writer.variable("builddir", str(FOLDER))
+        self.includes = ["-isystem", str(INCLUDE), *(f"-I{folder}" for folder in include_dirs)]
+        cxx = [*cxx, "-g0", *FLAGS]  # the linker would strip what Python's own -g adds
+        self.add_compiler("cxx", [*cxx, "-DMTADAM_X86=1"] if IS_X86 else cxx)
+        self.writer.rule("link", f"{quote(linker)} $in -o $out $flags", description="link $out")
+
+    def add_compiler(self, rule: str, command: list[str]) -> None:
+        """Add a rule whose depfiles name the headers that a source includes, but for the system's and pybind11's."""
+        line = f"{quote(command)} $flags -MMD -MF $out.d -c $in -o $out"
+        self.writer.rule(rule, line, description=f"{rule} $out", depfile="$out.d", deps="gcc")
+
+    def add(self, rule: str, sources: list[str], name: str, flags: Iterable[str] = ()) -> str:
+        """Add what a rule makes of the sources, and return its path."""
+        target = str(FOLDER / name)
+        self.writer.build([target], rule, sources, [str(VERSIONS)], variables={"flags": quote(flags)})
+        return target
+
+    def bindings(self, name: str, flags: Iterable[str] = ()) -> str:
+        flags = ["-DMTADAM_COMPILER=__VERSION__", *self.includes, *flags]
+        return self.add("cxx", ["csrc/bindings.cpp"], name, flags)
+
+    def cpu_kernels(self) -> list[str]:
+        isas = list(INSTRUCTION_SETS) if IS_X86 else ["baseline"]
+        flags = {f"{Path(LOOPS).stem}.{isa}": [f"-DMTADAM_ISA={isa}", *INSTRUCTION_SETS[isa]] for isa in isas}
+        loops = [self.add("cxx", [LOOPS], f"cpu/{name}.o", flags[name]) for name in flags]
+        others = sorted(source for source in Path("csrc/cpu").glob("*.cpp") if source != Path(LOOPS))
+        return [*loops, *(self.add("cxx", [str(source)], f"cpu/{source.stem}.o") for source in others)]
+
+    def cuda_kernels(self, nvcc: str, archs: list[str]) -> list[str]:
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # for GPUs to come
-        objects = []
-        for source in sorted(Path("csrc/cuda").glob("*.cu")):
-            target = Path(self.build_temp, "cuda", f"{source.stem}.o")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            done = subprocess.run([nvcc, *NVCC_FLAGS, *codes, "-c", str(source), "-o", str(target)], check=False)
-            if done.returncode:
-                say(f"the CUDA kernels are LEFT OUT, because nvcc failed on {source}; the CPU kernels are built alone")
-                return []
-            objects.append(str(target))
-        return objects
+        self.add_compiler("nvcc", [nvcc, *NVCC_FLAGS, *codes])
+        sources = sorted(Path("csrc/cuda").glob("*.cu"))
+        return [self.add("nvcc", [str(source)], f"cuda/{source.stem}.o") for source in sources]
 
-    def compile(self, ext: Extension, cuda: bool) -> list[str]:
-        macros = [("MTADAM_X86", "1")] if IS_X86 else []
-        macros.append(("MTADAM_COMPILER", "__VERSION__"))
-        if cuda:
-            macros.append(("MTADAM_CUDA", f'"sm_{", sm_".join(architectures())}"'))
-        sources = [source for source in ext.sources if source != LOOPS]
-        objects = self.run_compiler(ext, sources, macros, [], "cuda" if cuda else "")
-        for isa, flags in INSTRUCTION_SETS.items():
-            if isa == "baseline" or IS_X86:
-                objects += self.run_compiler(ext, [LOOPS], [*macros, ("MTADAM_ISA", isa)], flags, isa)
-        return objects
-
-    def run_compiler(self, ext: Extension, sources: list, macros: list, flags: list, folder: str) -> list[str]:
-        return self.compiler.compile(
-            sources,
-            output_dir=str(Path(self.build_temp, folder)),
-            macros=macros,
-            include_dirs=[*ext.include_dirs, *self.compiler.include_dirs],
-            extra_postargs=[*FLAGS, *flags],
-            depends=ext.depends,
-        )
-
-    def link(self, ext: Extension, objects: list[str], cuda: bool) -> None:
-        libraries, flags = ["dl"], ["-s"]
-        if cuda:
-            libraries = ["cudart_static", "dl", "rt", "pthread"]
-            flags += [*library_folders(), "-Wl,--exclude-libs,ALL"]
-        self.compiler.link_shared_object(
-            objects, self.get_ext_fullpath(ext.name), libraries=libraries, target_lang="c++", extra_postargs=flags
-        )
+    def modules(self, nvcc: str | None, archs: list[str]) -> list[str]:
+        """Add the module with CUDA kernels, if nvcc is there, and the one without."""
+        cuda = self.cuda_kernels(nvcc, archs) if nvcc else []  # first, because they take longest
+        cpu = self.cpu_kernels()
+        modules = [self.add("link", [self.bindings("cpu/bindings.o"), *cpu], "cpu.so", ["-ldl", "-s"])]
+        if nvcc:
+            bindings = self.bindings("cuda/bindings.o", [f'-DMTADAM_CUDA="sm_{", sm_".join(archs)}"'])
+            libraries = ["-lcudart_static", "-ldl", "-lrt", "-lpthread", *library_folders(nvcc)]
+            flags = [*libraries, "-s", "-Wl,--exclude-libs,ALL"]
+            modules.insert(0, self.add("link", [bindings, *cpu, *cuda], "cuda.so", flags))
+        return modules
 
 
-native = Extension(
-    "mtadam_fused._C",
-    sources=["csrc/bindings.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))],
-    depends=sorted(str(path) for pattern in ("*.h", "*.cuh") for path in Path("csrc").rglob(pattern)),
-    include_dirs=[pybind11.get_include()],
-    optional=True,  # else an editable install looks for what could not be built
-)
+def run_ninja(target: str) -> bool:
+    """Build a target, the compilers' messages shown as they come; return whether it was built."""
+    jobs = os.environ.get("MAX_JOBS", "")
+    command = [os.path.join(BIN_DIR, "ninja"), "-f", str(FOLDER / "build.ninja"), target]
+    sys.stdout.flush()  # else what was printed before comes after
+    return subprocess.run([*command, *(["-j", jobs] if jobs.isdigit() else [])]).returncode == 0
 
-setup(ext_modules=[native], cmdclass={"build_ext": BuildNative})
+
+class BuildNative(build_ext):
+    """Build the native module, and leave out, loudly, what a compiler fails on."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            modules, reason = self.write_build_file(), "its messages are above"
+        except OSError as error:
+            modules, reason = [], str(error)
+        built = next(filter(run_ninja, modules), None)
+        if built is None:
+            say(f"the native module is LEFT OUT, because the C++ compiler failed: {reason}")
+            say("the package will run in pure PyTorch. Install g++ and Python's headers (python3-dev), and reinstall.")
+            self.remove_old(ext)
+            return
+        if built != modules[0]:
+            say("the CUDA kernels are LEFT OUT, because nvcc failed (see above); the CPU kernels are built alone")
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(built, target)  # with a new time, else setuptools keeps the one that an editable install has
+
+    def write_build_file(self) -> list[str]:
+        """Write the ninja file; return the modules that it can build, the best first."""
+        cxx = getattr(self.compiler, "compiler_so_cxx", ["g++"])  # Visual C++ has none
+        linker = getattr(self.compiler, "linker_so_cxx", ["g++", "-shared"])
+        nvcc = find_nvcc()
+        archs = architectures() if nvcc else []
+        if nvcc:
+            say(f"compiling the CUDA kernels for {', '.join(archs)} with {nvcc}")
+        else:
+            say("no nvcc in CUDA_HOME or on PATH: the CUDA kernels are left out")
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        write_versions([cxx, [nvcc]] if nvcc else [cxx])
+        link_pybind11()
+        with open(FOLDER / "build.ninja", "w") as file:
+            return BuildFile(file, cxx, linker, self.compiler.include_dirs).modules(nvcc, archs)
+
+    def remove_old(self, ext: Extension) -> None:
+        """Remove the module of an earlier build, else it would be installed, or an editable install would import it."""
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        if self.editable_mode:
+            Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
+
+
+# Its sources are the ninja file's. Optional, else an editable install looks for what could not be built.
+setup(ext_modules=[Extension("mtadam_fused._C", sources=[], optional=True)], cmdclass={"build_ext": BuildNative})

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 
-pytestmark = pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH")
+pytestmark = [pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on PATH"), pytest.mark.slow]
 
 # Reads a parameter at an index that only the run knows, so the compiler must keep the array in memory.
 SPILLING = """

@@ -1,6 +1,7 @@
 """Installing: an sdist builds, wheels have what they need, and without a compiler the package says so and runs."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -26,14 +27,15 @@ def build(source: Path, kind: str, out: Path, **environment: str) -> tuple[Path,
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))[0]
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An sdist, and what was printed as it was built."""
+    return build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture
-def unpacked(sdist: Path, tmp_path: Path) -> Path:
+def unpacked(sdist: tuple[Path, str], tmp_path: Path) -> Path:
     """The sources as an sdist has them, nothing built yet."""
-    with tarfile.open(sdist) as archive:
+    with tarfile.open(sdist[0]) as archive:
         archive.extractall(tmp_path / "sources", filter="data")
     (sources,) = (tmp_path / "sources").iterdir()
     return sources
@@ -65,8 +67,10 @@ TRITON_STEP = STEP.replace("import sys", "import os, sys; os.environ['TRITON_INT
 )
 
 
+@pytest.mark.slow
 def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None:
-    wheel, _ = build(unpacked, "wheel", tmp_path / "wheel")
+    # One architecture: test_cuda_build.py compiles for all of them.
+    wheel, _ = build(unpacked, "wheel", tmp_path / "wheel", MTADAM_FUSED_CUDA_ARCHITECTURES="90")
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("mtadam_fused/_C.") for name in names)
     assert "mtadam_fused/py.typed" in names
@@ -82,6 +86,24 @@ def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None
         assert run.returncode == 0, run.stderr
         assert str(tmp_path) in run.stdout
         assert "(cpu: triton)" in run.stdout
+
+
+def test_metadata_is_complete_and_nothing_deprecated(sdist: tuple[Path, str], unpacked: Path) -> None:
+    metadata = (unpacked / "PKG-INFO").read_text().splitlines()
+    assert "License-Expression: MIT" in metadata
+    assert "License-File: LICENSE" in metadata
+    assert "Author: The mtadam_fused authors" in metadata
+    assert "Project-URL: Paper, https://arxiv.org/abs/2006.14683" in metadata
+    assert "deprecated" not in sdist[1]
+
+
+def test_pre_commit_has_the_linters_of_make() -> None:
+    def programs(file: str, folder: str) -> list[str]:
+        """Return commands as "ruff check": without options, files and macros."""
+        lines = re.findall(rf"{re.escape(folder)}/((?:ruff|mypy|clang-format).*)", (ROOT / file).read_text())
+        return [re.match(r"[\w-]+(?: [a-z]+)?", line)[0] for line in lines]  # type: ignore[index]
+
+    assert programs(".pre-commit-config.yaml", "entry: .venv/bin") == programs("Makefile", "$(BIN)") != []
 
 
 def test_sources_that_hide_the_package_are_named(unpacked: Path) -> None:
