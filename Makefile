@@ -8,32 +8,39 @@ INSTALLED := $(VENV)/installed
 BENCH_OPTIONS := --show-capture=no --benchmark-columns=min,median,iqr,rounds
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
-.PHONY: test lint demo bench bench-quick bench-report clean
+.PHONY: test test-fast lint demo demo-record bench bench-quick bench-report clean
 
 # A process per processor, each with one thread; the tests of a file share what they build, so stay together.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+# For daily work: without what compiles for long.
+test-fast: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy bench
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/native/*.*)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/kernels/native/*.*)
 
 demo: $(INSTALLED)
-	$(BIN)/python bench/demo.py --strategy $(STRATEGY)
-	$(BIN)/python bench/readme.py
+	$(BIN)/python -m bench.demo --strategy $(STRATEGY)
+
+# Updates the results that are committed, and README.
+demo-record: $(INSTALLED)
+	$(BIN)/python -m bench.demo --strategy $(STRATEGY) --out bench/results/demo
+	$(BIN)/python -m bench.report.readme
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest bench $(BENCH_OPTIONS) --record bench/results
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m pytest bench/speed $(BENCH_OPTIONS) --record bench/results
+	$(BIN)/python -m bench.report
 
 bench-quick: $(INSTALLED)
-	$(BIN)/python -m pytest bench $(BENCH_OPTIONS) --quick
+	$(BIN)/python -m pytest bench/speed $(BENCH_OPTIONS) --quick
 
 bench-report: $(INSTALLED)
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so

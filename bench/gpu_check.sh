@@ -32,14 +32,14 @@ run() {  # run NAME LIMIT COMMAND...: its output goes to the log that NAME begin
 
 test_backend() {  # in processes of its own, for an illegal access ends all work in one
   export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-  run "$1-tests" 120 "${pytest[@]}" tests/test_gpu.py -k "$2"
-  run "$1-random" 75 "${pytest[@]}" tests/test_gpu_properties.py -k "$2"
+  run "$1-tests" 120 "${pytest[@]}" tests/gpu/test_gpu.py -k "$2"
+  run "$1-random" 75 "${pytest[@]}" tests/gpu/test_gpu_properties.py -k "$2"
 }
 
 sanitize() {  # sanitize TOOL OPTION...; without the caching allocator, which would hide what lies beside a small tensor
   when_cut=cut run "sanitizer-$1" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --error-exitcode 1 --tool "$@" \
-    "${pytest[@]}" tests/test_gpu.py -k "layouts and (contiguous or offset)"
+    "${pytest[@]}" tests/gpu/test_gpu.py -k "layouts and (contiguous or offset)"
 }
 
 pytest=(python3 -m pytest -vv -m gpu --maxfail=15 --tb=short -o faulthandler_timeout=60)
@@ -59,7 +59,7 @@ test_backend triton triton &
 wait
 set +m
 left=$((end - 80 - SECONDS))  # all but what the sanitizer should have
-when_cut=cut run benchmarks "$left" python3 -m pytest bench --device cuda --seconds 1 --within $((left - 30)) \
+when_cut=cut run benchmarks "$left" python3 -m pytest bench/speed --device cuda --seconds 1 --within $((left - 30)) \
   --compile-seconds 50 --record "$out" --show-capture=no --tb=short --benchmark-columns=min,median,iqr,rounds
 if timeout --kill-after=5 20 compute-sanitizer --error-exitcode 1 python3 -c "$context" >"$out/sanitizer.log" 2>&1; then
   sanitize memcheck --report-api-errors no  # libraries provoke some on purpose
@@ -70,7 +70,7 @@ fi
 rm -f "$out"/*/*.part  # of a record whose writing was cut short
 failed=$(grep -c ' FAILED ' "$out/table.txt")
 for records in "$out"/*/benchmarks.json; do
-  timeout --kill-after=5 20 python3 bench/tables.py "$records" >>"$out/table.txt" 2>&1
+  timeout --kill-after=5 20 python3 -m bench.report.tables "$records" >>"$out/table.txt" 2>&1
 done
 cat "$out/table.txt"
 exit $((failed > 0))

@@ -1,9 +1,9 @@
 """Fixtures of all tests: every test of the optimizer's arithmetic runs once per backend."""
 
 import pytest
-from cases import BACKENDS_OF_THE_CPU
 
 from mtadam_fused.backends import CudaBackend, statuses
+from tests.support.cases import BACKENDS_OF_THE_CPU
 
 
 @pytest.fixture(params=BACKENDS_OF_THE_CPU)
@@ -19,5 +19,5 @@ def gpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if not status.usable:
         pytest.skip(status.reason)
     if one_launch:
-        monkeypatch.setattr("mtadam_fused.fused_optimizer.choose", lambda *_: CudaBackend(in_one_launch=True))
+        monkeypatch.setattr("mtadam_fused.optimizer.select_backend", lambda *_: CudaBackend(one_launch=True))
     return name

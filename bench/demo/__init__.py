@@ -1,0 +1,1 @@
+"""Training a small network on badly weighted loss terms."""

@@ -1,0 +1,178 @@
+"""Trains a small network on ten badly weighted loss terms, with Adam and with MTAdam: ``python -m bench.demo``.
+
+The experiment of the first table of the MTAdam paper (Malkiel and Wolf, arXiv 2006.14683) on real data: one loss term
+per class of digits, the first of weight 1 and the others of random weights up to 1000. Every method trains at every
+learning rate of one grid, and is judged on test images at the rate that is best on validation images: once after a
+quarter of the epochs, once after all, for bad weights can cost time, accuracy, or both. ``--strategy all`` does the
+same with every strategy of the package, and measures what they cost.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from bench.demo.cost import measure_costs
+from bench.demo.data import BATCH, CHANNELS, draw_bad_weights, load_images
+from bench.demo.pictures import draw_curves, draw_scales, draw_strategies
+from bench.demo.report import (
+    NOTE,
+    Choice,
+    Runs,
+    as_markdown,
+    as_text,
+    choose,
+    edge_warning,
+    strategies_note,
+    strategies_table,
+    table,
+    verdict,
+)
+from bench.demo.strategies import METHODS, STRATEGIES, Strategy
+from bench.demo.training import Job, train
+
+Results = dict[str, object]  # what goes into the JSON
+
+PROCESSES = min(8, os.cpu_count() or 1)  # more would cost memory, and save little
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Size of the experiment."""
+
+    rates: tuple[float, ...]  # ascending, wide enough that the best of each method is inside
+    epochs: int = 20
+    seeds: int = 5
+    rounds: int = 30  # of turns, in which the strategies are timed
+
+
+QUICK = Settings((1e-2, 3e-2), epochs=2, seeds=1, rounds=1)
+
+
+def run_all(strategies: Sequence[Strategy], settings: Settings) -> Runs:
+    """Trains with every strategy at every learning rate from every seed, in processes of one thread.
+
+    Tensors this small only lose time to more threads.
+    """
+    runs: Runs = {(strategy.name, lr): [] for strategy in strategies for lr in settings.rates}
+    jobs = [Job(name, lr, seed, settings.epochs) for seed in range(settings.seeds) for name, lr in runs]
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in an unknown state
+    with ProcessPoolExecutor(PROCESSES, context, torch.set_num_threads, (1,)) as pool:
+        for job, run in zip(jobs, tqdm(pool.map(train, jobs), total=len(jobs), unit="run"), strict=True):
+            runs[job.strategy, job.lr].append(run)
+    return runs
+
+
+def choose_all(strategies: Sequence[Strategy], runs: Runs, settings: Settings) -> list[Choice]:
+    """The choice of each strategy, after a quarter of the epochs and after all."""
+    budgets = sorted({max(1, settings.epochs // 4), settings.epochs})
+    return [choose(runs, strategy.name, epochs) for epochs in budgets for strategy in strategies]
+
+
+def setting(settings: Settings) -> Results:
+    """What the runs were made with."""
+    images = load_images()
+    return {
+        "settings": asdict(settings) | {"batch": BATCH, "channels": CHANNELS},
+        "data": {"name": images.name, "shape": list(images.pixels.shape)},
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "weights": [draw_bad_weights(seed) for seed in range(settings.seeds)],
+    }
+
+
+def compare_methods(settings: Settings, out: Path) -> tuple[str, Results]:
+    """Compares Adam and MTAdam: writes table and pictures, and gives the text to print and the numbers in it."""
+    runs = run_all(METHODS, settings)
+    choices = choose_all(METHODS, runs, settings)
+    last, scales = choices[-len(METHODS) :], runs[choices[-1].strategy, choices[-1].lr][0].scales
+    results = setting(settings) | {
+        "choices": [asdict(c) for c in choices],
+        "curves": {c.strategy: [run.test for run in runs[c.strategy, c.lr]] for c in last},
+        "scales": scales,
+        "verdict": verdict(choices),
+    }
+    (out / "table.md").write_text(f"{as_markdown(table(choices))}\n\n{NOTE}\n\n{verdict(choices)}\n")
+    draw_curves(runs, choices, out / "curves.png")
+    draw_scales(scales, draw_bad_weights(0), out / "scales.png")
+    return f"{as_text(table(choices))}\n{NOTE}\n\n{edge_warning(choices)}{verdict(choices)}", results
+
+
+def compare_strategies(settings: Settings, out: Path) -> tuple[str, Results]:
+    """Compares all strategies and what they cost: writes table and picture, gives the text to print and the numbers."""
+    choices = choose_all(STRATEGIES, run_all(STRATEGIES, settings), settings)
+    costs = measure_costs(load_images(), {c.strategy: c.lr for c in choices}, settings.rounds)
+    results = setting(settings) | {
+        "choices": [asdict(c) for c in choices],
+        "costs": {name: asdict(cost) for name, cost in costs.items()},
+    }
+    cells, note = strategies_table(choices, costs), f"{strategies_note(choices)} {edge_warning(choices)}".strip()
+    (out / "strategies.md").write_text(f"{as_markdown(cells)}\n\n{note}\n")
+    draw_strategies(choices, out / "strategies.png")
+    return f"{as_text(cells)}\n\n{note}", results
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What ``--strategy`` chooses."""
+
+    settings: Settings
+    run: Callable[[Settings, Path], tuple[str, Results]]
+    numbers: str  # file
+
+
+EXPERIMENTS = {
+    "mtadam": Experiment(Settings((3e-3, 1e-2, 3e-2, 1e-1)), compare_methods, "demo.json"),
+    "all": Experiment(Settings((1e-3, 3e-3, 1e-2, 3e-2, 1e-1)), compare_strategies, "strategies.json"),
+}
+
+
+def positive(text: str) -> int:
+    """An option's value that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def parse_options() -> tuple[Experiment, Settings, Path]:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description="Adam and MTAdam, or all strategies, on ten badly weighted terms.")
+    parser.add_argument(
+        "--strategy", choices=list(EXPERIMENTS), default="mtadam", help="Adam and MTAdam, or all strategies"
+    )
+    parser.add_argument("--epochs", type=positive, help=f"epochs a run ({Settings.epochs}; quick: {QUICK.epochs})")
+    parser.add_argument("--seeds", type=positive, help=f"runs of each kind ({Settings.seeds}; quick: {QUICK.seeds})")
+    parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
+    parser.add_argument("--out", type=Path, default=Path("build/demo"), help="output folder (build/demo)")
+    options = parser.parse_args()
+    experiment = EXPERIMENTS[options.strategy]
+    size = QUICK if options.quick else experiment.settings
+    settings = replace(size, epochs=options.epochs or size.epochs, seeds=options.seeds or size.seeds)
+    return experiment, settings, options.out
+
+
+def main() -> None:
+    """Runs the experiment, prints its table, and writes table, numbers and pictures."""
+    experiment, settings, out = parse_options()
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    text, results = experiment.run(settings, out)
+    seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": sum(os.times()[:4])}
+    (out / experiment.numbers).write_text(json.dumps(results | seconds, indent=1) + "\n")
+    images = load_images()
+    print(f"{images.name}, {len(images.labels)} images, seeds: {settings.seeds}, {seconds['seconds']:.0f} s\n")
+    print(f"{text}\nWritten to {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What the demo makes of its runs: chosen learning rates, tables and verdict."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from bench.demo.cost import Cost
+from bench.demo.training import Run
+
+Runs = dict[tuple[str, float], list[Run]]  # by a strategy's name and a learning rate: one run a seed
+
+NOTE = "Accuracies in per cent: on test images, mean ± standard deviation; on validation images, mean at each lr."
+CHANCE = 0.05  # a mean difference that chance makes more rarely than this counts as one: Student's test, paired by seed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy at the learning rate that is best on validation after so many epochs."""
+
+    strategy: str
+    epochs: int
+    lr: float
+    validation: dict[float, float]  # mean accuracy by learning rate
+    test: list[float]  # accuracy of each seed at the chosen rate
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the chosen rate is the grid's first or last, so that a better one may lie beyond."""
+        return self.lr in (min(self.validation), max(self.validation))
+
+
+def choose(runs: Runs, strategy: str, epochs: int) -> Choice:
+    """Chooses the learning rate; the test accuracies play no part in it."""
+    tried = {lr: of_seeds for (of, lr), of_seeds in runs.items() if of == strategy}
+    validation = {lr: float(np.mean([run.validation[epochs - 1] for run in of])) for lr, of in tried.items()}
+    lr = max(validation, key=lambda rate: validation[rate])
+    return Choice(strategy, epochs, lr, validation, [run.test[epochs - 1] for run in tried[lr]])
+
+
+def std(values: list[float]) -> float:
+    """Sample standard deviation; NaN for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def with_spread(mean: str, spread: float) -> str:
+    """``mean``, in per cent, with a spread between seeds where there is one."""
+    return mean if math.isnan(spread) else f"{mean} ± {100 * spread:.1f}"
+
+
+# -- tables and verdict ------------------------------------------------------------------------------------------------
+
+
+def table(choices: list[Choice]) -> list[list[str]]:
+    """Header and rows, per epochs and method; NOTE says what stands in them."""
+    rates = list(choices[0].validation)
+    header = ["epochs", "method", "lr", "test accuracy, %", *(f"val. at {rate:g}" for rate in rates)]
+    return [header] + [
+        [
+            str(c.epochs),
+            c.strategy,
+            f"{c.lr:g}",
+            with_spread(f"{100 * np.mean(c.test):.1f}", std(c.test)),
+            *(f"{100 * c.validation[rate]:.1f}" for rate in rates),
+        ]
+        for c in choices
+    ]
+
+
+def strategies_table(choices: list[Choice], costs: dict[str, Cost]) -> list[list[str]]:
+    """Header and a row per strategy, with what it costs and what it reaches; :func:`strategies_note` says the rest."""
+    budgets = dict.fromkeys(c.epochs for c in choices)
+    header = ["strategy", "backward passes", "state + gradients", "time of a step", "lr"]
+    rows = [[*header, *(f"accuracy at epoch {epochs}" for epochs in budgets)]]
+    for name, cost in costs.items():
+        own = [c for c in choices if c.strategy == name]
+        costing = [str(cost.passes), f"{cost.state_bytes} + {cost.gradient_bytes} B", f"{cost.time:.1f}"]
+        accuracies = [with_spread(f"{100 * np.mean(c.test):.1f}", std(c.test)) for c in own]
+        rows.append([name, *costing, ", ".join(f"{c.lr:g}" for c in own), *accuracies])
+    return rows
+
+
+def strategies_note(choices: list[Choice]) -> str:
+    """What stands in the table of the strategies."""
+    rates = ", ".join(f"{rate:g}" for rate in choices[0].validation)
+    return (
+        "All but the first are on the bad weights. Accuracies in per cent on test images: mean ± standard deviation, "
+        f"seeds: {len(choices[0].test)}, each at the lr of {rates} that is best on validation images after so many "
+        "epochs. Bytes are per parameter, for ten terms. Times are of forward pass, backward passes and update, over "
+        "those of Adam, bad weights: medians of turns on one thread, on a network so small that they are mostly "
+        "overhead. EqualWeights is left out: it is Adam, bad weights but for a factor, which Adam all but cancels."
+    )
+
+
+def as_text(cells: list[list[str]]) -> str:
+    """The table in aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def as_markdown(cells: list[list[str]]) -> str:
+    """The table in Markdown."""
+    rule = ["---"] * len(cells[0])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
+
+
+def verdict(choices: list[Choice]) -> str:
+    """Says in one sentence how MTAdam on the bad weights compares with Adam on them and on the balanced sum."""
+    seeds = len(choices[0].test)
+    parts = []
+    for epochs in dict.fromkeys(c.epochs for c in choices):
+        balanced, bad, mtadam = (c.test for c in choices if c.epochs == epochs)
+        parts.append(
+            f"after {epochs} epoch{'s' if epochs > 1 else ''} MTAdam {compare(mtadam, bad)} Adam on the bad weights "
+            f"({difference(mtadam, bad)}) and {compare(mtadam, balanced)} Adam on the balanced sum "
+            f"({difference(mtadam, balanced)})"
+        )
+    return f"On {seeds} seed{'s' if seeds > 1 else ''}, at each method's best learning rate, {'; '.join(parts)}."
+
+
+def standard_error(ours: list[float], theirs: list[float]) -> float:
+    """Of the mean difference, paired by seed."""
+    return std([a - b for a, b in zip(ours, theirs, strict=True)]) / math.sqrt(len(ours))
+
+
+def compare(ours: list[float], theirs: list[float]) -> str:
+    """The verb of a comparison by mean accuracy; one seed says nothing about chance, so there any difference counts."""
+    gain = float(np.mean(ours) - np.mean(theirs))
+    errors = float(student.isf(CHANCE / 2, len(ours) - 1)) if len(ours) > 1 else 0.0
+    if gain == 0 or abs(gain) <= errors * standard_error(ours, theirs):
+        return "cannot be told from"
+    return "beats" if gain > 0 else "falls short of"
+
+
+def difference(ours: list[float], theirs: list[float]) -> str:
+    """The mean difference in percentage points, with its standard error where there are seeds to tell."""
+    gain = 100 * (np.mean(ours) - np.mean(theirs))
+    return f"{with_spread(f'{gain:+.1f}', standard_error(ours, theirs))} points"
+
+
+def edge_warning(choices: list[Choice]) -> str:
+    """Says which choices a wider grid might better; empty if none."""
+    at_edge = [f"{c.strategy} after {c.epochs} ({c.lr:g})" for c in choices if c.at_edge]
+    return f"Best learning rates at the edge of the grid: {'; '.join(at_edge)}.\n" if at_edge else ""

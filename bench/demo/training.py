@@ -1,0 +1,92 @@
+"""One training run of the demo: by one strategy, at one learning rate, from one seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bench.demo.data import (
+    CLASSES,
+    TERMS,
+    Images,
+    batches,
+    class_losses,
+    draw_bad_weights,
+    load_images,
+    make_network,
+    prior_losses,
+    split,
+)
+from bench.demo.strategies import BY_NAME, Strategy, Task
+from mtadam_fused import MTAdam
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train; plain values, to be handed to another process."""
+
+    strategy: str
+    lr: float
+    seed: int
+    epochs: int
+
+
+@dataclass
+class Run:
+    """What one training run gave: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
+
+    validation: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
+    scales: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Training:
+    """The seed's initial network, split, order of batches and weights, with a strategy's optimizer."""
+
+    def __init__(self, images: Images, strategy: Strategy, lr: float, seed: int) -> None:
+        self.images = images
+        self.training, self.validation, self.test = split(images.labels, seed)
+        self.weights = draw_bad_weights(seed) if strategy.bad_weights else [1.0] * CLASSES
+        self.network = make_network(images.pixels.shape[-1], seed)
+        priors = prior_losses(images.labels[self.training], self.weights)
+        self.optimizer = strategy.make(Task(self.network, lr, seed, priors))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def epoch(self) -> Iterator[Tensor]:
+        """The positions of an epoch's batches."""
+        return batches(self.training, self.generator)
+
+    def step(self, batch: Tensor) -> None:
+        """One step on the terms that the batch has."""
+        losses = class_losses(self.network(self.images.pixels[batch]), self.images.labels[batch], self.weights)
+        self.optimizer.zero_grad()
+        self.optimizer.backward(losses)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def accuracy(self, positions: Tensor) -> float:
+        """Part of the images at ``positions`` that the network classifies rightly."""
+        guesses = self.network(self.images.pixels[positions]).argmax(dim=1)
+        return (guesses == self.images.labels[positions]).double().mean().item()
+
+
+def train(job: Job) -> Run:
+    """Trains a network from its beginning."""
+    training = Training(load_images(), BY_NAME[job.strategy], job.lr, job.seed)
+    run = Run()
+    for _ in range(job.epochs):
+        for batch in training.epoch():
+            training.step(batch)
+        run.validation.append(training.accuracy(training.validation))
+        run.test.append(training.accuracy(training.test))
+    if isinstance(training.optimizer, MTAdam):
+        run.scales = scales_by_parameter(training.network, training.optimizer)
+    return run
+
+
+def scales_by_parameter(network: nn.Module, mtadam: MTAdam) -> dict[str, list[float]]:
+    """What the last step multiplied the gradient of each class's term by, for each named parameter."""
+    by_term = mtadam.term_scales()
+    table = torch.stack([by_term[term] for term in TERMS], dim=1)
+    return {name: row.tolist() for (name, _), row in zip(network.named_parameters(), table, strict=True)}

@@ -1,0 +1,1 @@
+"""Timing contenders side by side, and the records of it."""

@@ -1,0 +1,122 @@
+"""Holds the contenders to the update that they should make, in float64, before any is timed.
+
+Each parameter's update depends on its own gradients alone, so the smaller parameters of a workload are enough to look
+at; that every size is right is for the tests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bench.harness.measure import Contender, Failure, Oracle, in_a_line
+from bench.harness.records import OURS
+from oracles.published_loop import PublishedMTAdam
+from oracles.tolerances import TooFar, check_params, check_update
+
+CHECKED_ELEMENTS = 300_000
+
+
+def mtadam(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
+    """A step of the published loop."""
+    PublishedMTAdam([{"params": params}], terms=len(grads)).step(grads)
+
+
+def adam(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
+    """A step of torch.optim.Adam, parameter by parameter, on the first gradients."""
+    for p, g in zip(params, grads[0], strict=True):
+        p.grad = g
+    torch.optim.Adam(params, foreach=False, fused=False).step()
+
+
+def weighted_adam(weights: Sequence[float]) -> Oracle:
+    """A step of torch.optim.Adam on the sum of the terms' gradients times these weights."""
+
+    def oracle(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
+        adam(params, [[sum_of(weights, of_terms) for of_terms in zip(*grads, strict=True)]])
+
+    return oracle
+
+
+def sum_of(weights: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    """Of the gradients times their weights."""
+    return torch.stack([w * g for w, g in zip(weights, grads, strict=True)]).sum(dim=0)
+
+
+def looked_at(params: Sequence[Tensor]) -> list[int]:
+    """Positions of the smallest parameters, at least one, of CHECKED_ELEMENTS together."""
+    chosen: list[int] = []
+    elements = 0
+    for i in sorted(range(len(params)), key=lambda i: params[i].numel()):
+        elements += params[i].numel()
+        if chosen and elements > CHECKED_ELEMENTS:
+            break
+        chosen.append(i)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all contenders of a case start from, as far as it is looked at."""
+
+    rows: list[int]
+    params: list[Tensor]
+    grads: list[list[Tensor]]  # [K][rows], float64
+    _after: dict[Oracle, list[Tensor]] = field(default_factory=dict)
+
+    def after(self, oracle: Oracle) -> list[Tensor]:
+        """The parameters, in float64, after the oracle's step."""
+        if oracle not in self._after:
+            params = [nn.Parameter(p.double()) for p in self.params]
+            oracle(params, self.grads)
+            self._after[oracle] = [p.detach() for p in params]
+        return self._after[oracle]
+
+    @staticmethod
+    def of(params: Sequence[Tensor], grads: Sequence[Sequence[Tensor]]) -> "Start":
+        """Copies them."""
+        rows = looked_at(params)
+        copies = [params[i].detach().cpu().clone() for i in rows]
+        return Start(rows, copies, [[of_term[i].cpu().double() for i in rows] for of_term in grads])
+
+
+def check_first_run(contender: Contender, start: Start) -> None:
+    """Makes the contender's first run, and compares it with its oracle's.
+
+    Raises:
+        TooFar: they disagree.
+    """
+    contender.prepare()
+    contender.run()
+    if contender.oracle is None:
+        return
+    check = check_params if contender.exact else check_update
+    try:
+        for i, after, before in zip(start.rows, start.after(contender.oracle), start.params, strict=True):
+            check(contender.params[i].detach().cpu(), after.numpy(), before)
+    except TooFar as error:
+        raise TooFar(f"{contender.name} does not make the step that it should: {error}") from None
+
+
+def failure(contender: Contender, start: Start) -> Failure | None:
+    """Makes the contender's first run; says what went wrong in it."""
+    try:
+        check_first_run(contender, start)
+    except TooFar as error:
+        return Failure(f"WRONG: {error}")
+    except Exception as error:  # whatever a compiler or the device raises
+        return Failure(f"FAILED: {in_a_line(error)}")
+    return None
+
+
+def agreeing(contenders: Sequence[Contender], start: Start) -> tuple[list[Contender], dict[str, str]]:
+    """Makes all first runs: the contenders to time, and why the others are not.
+
+    A wrong one does not cost the others their case, unless no optimizer of ours is left in it.
+    """
+    wrong: dict[str, str] = {c.name: why for c in contenders if (why := failure(c, start)) is not None}
+    right = [contender for contender in contenders if contender.name not in wrong]
+    if wrong and not any(contender.name.startswith(OURS) for contender in right):
+        return [], wrong | {contender.name: "nothing of ours is right here to compare it with" for contender in right}
+    return right, wrong

@@ -1,0 +1,153 @@
+"""The flat record of a benchmark: its making from the samples, and its ways into JSON and CSV and back.
+
+Records travel as ``extra_info`` in pytest-benchmark's JSON, so that one file holds all.
+"""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bench.harness.measure import Spread, Times, faster, spread
+
+OURS = ("mtadam", "combined")  # the names of our contenders start with one of these
+JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one contender did in one case."""
+
+    group: str  # step, combine, train, train-combine or memory
+    workload: str
+    parameters: int
+    tensors: int
+    terms: int
+    dtype: str
+    contender: str
+    seconds: Spread  # on the device
+    host: Spread  # seconds until the call returned
+    rule: str = ""  # that weights the terms
+    gb_per_second: float | None = None  # by the byte model
+    of_copy: float | None = None  # the fraction of the copy's GB/s in the same turns
+    state_bytes: float | None = None  # per parameter element
+    peak_bytes: float | None = None  # per parameter element, allocated by a step
+    model_state_bytes: float | None = None  # what the byte model says
+    faster_than: dict[str, Spread] = field(default_factory=dict)  # times as fast as others, turn by turn
+    host_faster_than: dict[str, Spread] = field(default_factory=dict)
+
+    @staticmethod
+    def of(info: dict[str, Any]) -> "Record":
+        """Back from JSON."""
+        ratios = {
+            name: {other: Spread(**values) for other, values in info[name].items()}
+            for name in ("faster_than", "host_faster_than")
+        }
+        return Record(**{**info, "seconds": Spread(**info["seconds"]), "host": Spread(**info["host"]), **ratios})
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A contender that took no part in a case, and why."""
+
+    group: str
+    case: str
+    contender: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """All records of one run of the benchmarks."""
+
+    machine: dict[str, Any]
+    commit: str
+    time: str
+    records: list[Record]
+    left_out: list[LeftOut]
+
+
+def make_records(times: Times, moved: dict[str, float | None], **case: Any) -> dict[str, Record]:
+    """A record for each contender; ours have the ratios to all others."""
+    rates = {name: b / spread(times.device(name)).median / 1e9 for name, b in moved.items() if b is not None}
+    records = {}
+    for name in times.samples:
+        others = [other for other in times.samples if other not in (name, "copy") and name.startswith(OURS)]
+        records[name] = Record(
+            **case,
+            contender=name,
+            seconds=spread(times.device(name)),
+            host=spread(times.host(name)),
+            gb_per_second=rates.get(name),
+            of_copy=rates[name] / rates["copy"] if name in rates and "copy" in rates else None,
+            faster_than={other: faster(times.device(name), times.device(other)) for other in others},
+            host_faster_than={other: faster(times.host(name), times.host(other)) for other in others},
+        )
+    return records
+
+
+def as_info(record: Record) -> dict[str, Any]:
+    """For pytest-benchmark's ``extra_info``."""
+    return asdict(record)
+
+
+def write(saved: dict[str, Any], folder: Path) -> None:
+    """Writes what pytest-benchmark saves into the folder's JSON and CSV.
+
+    Whoever is stopped in the middle leaves the JSON as it was.
+    """
+    beside = folder / f"{JSON_NAME}.part"
+    beside.write_text(json.dumps(saved, indent=4, default=str))
+    beside.replace(folder / JSON_NAME)
+    write_csv(parse(saved), folder / CSV_NAME)
+
+
+def load(path: Path) -> Run:
+    """Reads a file of pytest-benchmark's JSON with our records in it."""
+    return parse(json.loads(path.read_text()))
+
+
+def parse(saved: dict[str, Any]) -> Run:
+    """Takes the records out of what pytest-benchmark saves."""
+    commit = saved["commit_info"]
+    return Run(
+        machine=saved["machine_info"],
+        commit=commit["id"][:10] + (" and changes" if commit["dirty"] else "") if commit["id"] else "unversioned",
+        time=saved["datetime"],
+        records=[Record.of(benchmark["extra_info"]) for benchmark in saved["benchmarks"]],
+        left_out=[LeftOut(**entry) for entry in saved["left_out"]],
+    )
+
+
+FACTS = ("cpu_model", "gpu", "driver", "threads", "python", "torch", "triton")
+
+
+def flat(run: Run) -> Iterable[dict[str, Any]]:
+    """A flat row for each record: where it was measured, its fields, and a column for each ratio's three values."""
+    place = {"commit": run.commit, "time": run.time, **{name: run.machine[name] for name in FACTS}}
+    for record in run.records:
+        row = dict(place)
+        for name in (f.name for f in fields(Record)):
+            value = getattr(record, name)
+            if isinstance(value, dict):
+                for other, ratio in value.items():
+                    row |= {f"{name} {other}": ratio.median, f"{name} {other} low": ratio.low}
+                    row |= {f"{name} {other} high": ratio.high}
+            elif isinstance(value, Spread):
+                row |= {name: value.median, f"{name} low": value.low, f"{name} high": value.high}
+            else:
+                row[name] = value
+        yield row
+
+
+def write_csv(run: Run, path: Path) -> None:
+    """One line for each record, to six digits."""
+    rows = list(flat(run))
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

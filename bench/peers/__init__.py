@@ -1,0 +1,1 @@
+"""The optimizers that are compared, each ready to make a step."""

@@ -1,0 +1,119 @@
+"""The reference's step through torch.compile, as a peer of the benchmarks."""
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from bench.harness import byte_model
+from bench.harness.agreement import mtadam
+from bench.harness.devices import Device
+from bench.harness.measure import Contender, LeftOutError, in_a_line
+from bench.workloads.shapes import Case, Grads, elements
+from mtadam_fused import reference
+
+# The time that compiling takes grows with tensors and terms: on these alone, and small_300 only where --compile-seconds
+# allows for it.
+COMPILED = {("mnist", 2), ("mnist", 4), ("mnist", 10), ("equal_100m", 4), ("small_300", 2)}
+
+
+@torch.no_grad()
+def reference_step(
+    params: list[Tensor],
+    grads: Grads,
+    running: Tensor,
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[list[Tensor]],
+    step: Tensor,
+) -> None:
+    """A whole step by the functions of the reference, for torch.compile; changes all but ``grads``."""
+    step.add_(1)
+    norms = reference.term_norms(list(zip(*grads, strict=True)), like=running)
+    advanced, scales = reference.balance(
+        norms,
+        running,
+        weights=torch.ones_like(running),
+        beta3=torch.full_like(running[:, :1], 0.9),
+        first_nonzero=torch.zeros_like(running[:, :1], dtype=torch.bool),
+    )
+    running.copy_(advanced)
+    for row, param in enumerate(params):
+        reference.mtadam_update(
+            param,
+            [of_term[row] for of_term in grads],
+            scales[row],
+            exp_avgs[row],
+            exp_avg_sqs[row],
+            [None] * len(grads),
+            step,
+            lr=1e-3,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            maximize=False,
+            decoupled_weight_decay=False,
+        )
+
+
+class _TooLongError(BaseException):
+    """Passes the compiler's ``except Exception``."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raises LeftOutError in the body after so many seconds. Main thread only."""
+
+    def stop(*_: object) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    except _TooLongError:
+        raise LeftOutError(f"not compiled within {seconds} s") from None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def make_compiled(case: Case, device: Device, grads: Grads) -> Contender:
+    """The reference's step through torch.compile, compiled here."""
+    needs, found = ("triton", find_spec("triton")) if device.place.type == "cuda" else ("g++", shutil.which("g++"))
+    if not found:
+        raise LeftOutError(f"torch.compile needs {needs}, which is not installed")
+    if (case.workload, case.terms) not in COMPILED or case.dtype != torch.float32:
+        raise LeftOutError("compiled for a few workloads only: the time it takes grows with tensors and terms")
+    params = case.params(device.place)
+    running = torch.full((len(params), case.terms), torch.nan, device=device.place)
+    exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in params]
+    exp_avg_sqs = [[torch.zeros_like(p, requires_grad=False) for _ in grads] for p in params]
+    step = torch.zeros((), device=device.place)
+    detached = [p.detach() for p in params]
+    torch.compiler.reset()
+    compiled = torch.compile(reference_step, fullgraph=True, dynamic=False)
+
+    def run() -> None:
+        compiled(detached, grads, running, exp_avgs, exp_avg_sqs, step)
+
+    try:
+        with time_limit(device.compile_seconds):
+            run()
+    except LeftOutError:
+        raise
+    except Exception as error:  # of many kinds
+        raise LeftOutError(f"torch.compile failed: {in_a_line(error)}") from None
+    with torch.no_grad():  # back to the start, in place
+        for p, fresh in zip(params, case.params(device.place), strict=True):
+            p.copy_(fresh)
+        for moment in [step, *exp_avgs, *chain.from_iterable(exp_avg_sqs)]:
+            moment.zero_()
+        running.fill_(torch.nan)
+    moved = byte_model.mtadam_step(case.terms, case.element) * elements(params)
+    return Contender("compiled", run, params, bytes_moved=moved, oracle=mtadam)

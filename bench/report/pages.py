@@ -1,0 +1,47 @@
+"""The page, the tables and the pictures of one machine's records."""
+
+from pathlib import Path
+
+from bench.harness.records import CSV_NAME, JSON_NAME, Run, load, write_csv
+from bench.report.plots import PICTURES
+from bench.report.tables import full, ours, short, why_left_out
+
+RESULTS = Path(__file__).parents[1] / "results"
+LEGEND = """Medians; in brackets, quartiles of the turns. All contenders of a row took turns in one process. GB/s are by
+the byte model (`bench/harness/byte_model.py`): 16K + 16 bytes per float32 parameter for a step of MTAdam with K terms, 4K + 24
+for one of CombinedAdam, and 4K more with a rule that looks at the gradients. A copy moves 8; a processor that reads
+what it overwrites truly moves 12. "K x Adam" is `torch.optim.Adam(fused=True)` on the gradients of each term in turn,
+"one Adam" a single such step, on their sum. "Triton" is the same step on the Triton kernels. TorchJD has
+its Jacobians ready where the step alone is timed, and combines them as it does by default, or "layerwise" with
+`optimize_gramian_computation=True`. `torch.compile` is of the reference."""
+
+
+def place(run: Run) -> str:
+    """What a run was measured on, in a line."""
+    facts = run.machine
+    versions = [f"{name} {facts[name]}" for name in ("driver", "python", "torch", "triton") if facts[name]]
+    machine = [facts["gpu"], facts["cpu_model"], f"{facts['threads']} threads"]
+    return ", ".join(filter(None, [*machine, *versions, f"commit {run.commit}", run.time[:10]])) + "."
+
+
+def pictures_of(run: Run) -> dict:
+    """The pictures that the run has records for."""
+    return PICTURES if ours(run.records, "step") else {}
+
+
+def page(run: Run) -> str:
+    """The README of a machine's folder."""
+    tables = [f"## {title}\n\n{table}" for title, table in full(run.records).items()]
+    pictures = [f"![{title}]({name})" for name, (title, _) in pictures_of(run).items()]
+    left_out = f"## Left out\n\n{why_left_out(run.left_out) or 'Nothing.'}"
+    return "\n\n".join([f"# Records\n\n{place(run)}", LEGEND, *pictures, *tables, left_out]) + "\n"
+
+
+def write(folder: Path) -> None:
+    """Makes everything in ``folder`` from its JSON."""
+    run = load(folder / JSON_NAME)
+    write_csv(run, folder / CSV_NAME)
+    (folder / "README.md").write_text(page(run))
+    (folder / "table.md").write_text(f"{short(run.records)}\n\n{place(run)}\n")
+    for name, (_, draw) in pictures_of(run).items():
+        draw(run.records, folder / name)

@@ -1,0 +1,74 @@
+"""Bytes of state, and by how much a step raises the peak of memory, beside the byte model."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.harness import byte_model
+from bench.harness.measure import Budget, Contender, take_turns, tensors
+from bench.harness.records import make_records
+from bench.harness.side_by_side import line_up
+from bench.harness.suite import CLOCK, Outcome, Suite
+from bench.peers.ours import ONE_LAUNCH, PEERS
+from bench.workloads.shapes import Case, elements
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
+
+GROUP = "memory"
+CASES = {str(case): case for case in (Case("resnet50", terms) for terms in (2, 4, 10))}
+QUICK_CASES = ["resnet50-K4"]
+TURNS = Budget(least=3, most=3, seconds=0)
+WITHOUT = ("copy", "adam-k-times", "compiled")
+COMPARED = {
+    name: peer for name, peer in PEERS.items() if name not in WITHOUT and not name.endswith(("-graph", ONE_LAUNCH))
+}
+
+
+@pytest.mark.parametrize("contender", COMPARED)
+@pytest.mark.parametrize("case", CASES)
+def test_memory(case: str, contender: str, suite: Suite, request: pytest.FixtureRequest) -> None:
+    suite.report(request, measure_memory)
+
+
+def measure_memory(name: str, suite: Suite) -> Outcome:
+    """Looks at the state after a step, and at the memory that a further step takes."""
+    case = CASES[name]
+    grads, contenders, left_out = line_up(case, suite, COMPARED)
+    if not contenders:
+        return Outcome(left_out=left_out)
+    count = elements(grads[0])
+    sizes: dict[str, dict[str, Any]] = {}
+    for contender in contenders:
+        contender.prepare()
+        peak = suite.device.peak(contender.run)
+        sizes[contender.name] = {
+            "state_bytes": state_bytes(contender) / count,
+            "peak_bytes": None if peak is None else peak / count,
+            "model_state_bytes": model_state_bytes(contender.name, case),
+        }
+    times = take_turns(suite.device, contenders, TURNS)
+    records = make_records(
+        times,
+        {contender.name: contender.bytes_moved for contender in contenders},
+        group=GROUP,
+        workload=case.workload,
+        parameters=count,
+        tensors=len(grads[0]),
+        terms=case.terms,
+        dtype="float32",
+    )
+    return Outcome({name: replace(record, **sizes[name]) for name, record in records.items()}, times.samples, left_out)
+
+
+def model_state_bytes(name: str, case: Case) -> int:
+    """What the byte model says of a contender's state."""
+    if name == "published":
+        return byte_model.published_state(case.terms)
+    return byte_model.adam_state(case.element) if name == "adam-on-sum" else byte_model.mtadam_state(case.terms)
+
+
+def state_bytes(contender: Contender) -> int:
+    """Bytes of the tensors of the contender's state, each memory counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(contender.state)}
+    return sum(storages.values())

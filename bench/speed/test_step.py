@@ -1,0 +1,30 @@
+"""The optimizer's step alone, gradients ready: MTAdam on each backend beside its peers."""
+
+import pytest
+import torch
+
+from bench.harness.side_by_side import measure_steps
+from bench.harness.suite import CLOCK, Outcome, Suite
+from bench.peers.ours import PEERS
+from bench.workloads.shapes import WORKLOADS, Case
+
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
+
+GROUP = "step"
+TERMS = (2, 4, 10)
+# equal_20m is for the rules of CombinedAdam, equal_100m stands for it here.
+_CASES = [Case(workload, terms) for workload in WORKLOADS if workload != "equal_20m" for terms in TERMS]
+_CASES += [Case("bert_base", terms, torch.bfloat16) for terms in TERMS]
+CASES = {str(case): case for case in _CASES}
+QUICK_CASES = [name for name, case in CASES.items() if case.workload in ("mnist", "srresnet", "resnet50", "tiny_1000")]
+
+
+@pytest.mark.parametrize("contender", PEERS)
+@pytest.mark.parametrize("case", CASES)
+def test_step(case: str, contender: str, suite: Suite, request: pytest.FixtureRequest) -> None:
+    suite.report(request, measure_step)
+
+
+def measure_step(name: str, suite: Suite) -> Outcome:
+    """See ``measure_steps``."""
+    return measure_steps(CASES[name], suite, GROUP, PEERS)

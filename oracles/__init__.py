@@ -1,0 +1,1 @@
+"""Independent implementations and tolerances that tests compare with, and benchmarks race against."""

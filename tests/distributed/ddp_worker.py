@@ -1,0 +1,235 @@
+"""One of two processes that train a network, each on its half of a batch: ``ddp_worker.py FOLDER RANK INIT_METHOD``.
+
+Saves what came of it in the folder, for test_ddp.py, which has the problem from here too.
+"""
+
+import contextlib
+import copy
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused.distributed import communicator
+from mtadam_fused.distributed.communicator import Communicator
+from mtadam_fused.optimizer import TermOptimizer
+from oracles.tolerances import same
+from tests.support.processes import Spy, error_of, leave, readme_example
+
+all_reduce: Any = dist.all_reduce
+STEPS, ROWS = 4, 8
+OPTIONS: dict[str, Any] = {"lr": 0.1, "betas": (0.5, 0.9, 0.7)}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+
+
+def batch(t: int) -> Tensor:
+    return torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+
+
+def losses(model: nn.Module, first_weight: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Means over rows; the last reaches one parameter only."""
+    out = model(x)
+    return {
+        "a": (out - x[:, :3]).square().mean(),
+        "b": 100 * out.abs().mean(),
+        "decay": first_weight.square().mean(),
+    }
+
+
+def gradients(rank: int) -> list[Tensor | None]:
+    """Of many types, sizes and layouts."""
+    torch.manual_seed(rank)
+    found: list[Tensor | None] = [None, torch.full((3,), 60_000.0, dtype=torch.float16)]  # whose sum is too large
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        found += [torch.randn(n).to(dtype) for n in (1, 0, 7, 1000)]
+        found += [torch.randn(2, 3, 4, 5).to(dtype, memory_format=torch.channels_last), None]
+        found += [torch.randn(5, 3).to(dtype).t(), torch.randn(()).to(dtype)]
+    return found
+
+
+class Late:
+    """An all_reduce that is made when somebody waits for it."""
+
+    def __init__(self, values: Tensor, group: Any, async_op: bool) -> None:
+        self.wait = lambda: all_reduce(values, group=group)
+
+
+def trained(
+    optimizer: TermOptimizer, model: nn.Module, parts: int = 1, *, synchronised: bool = False
+) -> list[list[Tensor]]:
+    """The parameters after each step; each process's rows come in so many parts."""
+    rank = dist.get_rank()
+    weight = next(model.parameters())
+    found = []
+    for t in range(STEPS):
+        optimizer.zero_grad()
+        for rows in batch(t).chunk(2)[rank].chunk(parts):
+            with contextlib.nullcontext() if synchronised else model.no_sync():  # type: ignore[operator]
+                optimizer.backward({name: loss / parts for name, loss in losses(model, weight, rows).items()})
+        optimizer.step()
+        found.append([p.detach().clone() for p in model.parameters()])
+    return found
+
+
+def averaged(rank: int) -> list[Tensor | None]:
+    grads = gradients(rank)
+    averages = Communicator(dist.group.WORLD)
+    averages.start(grads)
+    averages.wait()
+    return grads
+
+
+def order_of_work(model: DistributedDataParallel) -> list[str]:
+    """Of one step, which is not the first."""
+    events = []
+
+    def noted(*args: Any, async_op: bool = False, **options: Any) -> Any:
+        events.append("async average" if async_op else "average")
+        return all_reduce(*args, async_op=async_op, **options)
+
+    optimizer = MTAdam(model.parameters(), process_group=dist.group.WORLD)
+    trained(optimizer, model)
+    optimizer.zero_grad()
+    dist.all_reduce = noted
+    with model.no_sync():
+        of_terms = losses(model, next(model.parameters()), batch(0))
+        for loss in of_terms.values():
+            loss.register_hook(lambda _: events.append("backward"))
+        optimizer.backward(of_terms)
+    events.append("step")
+    optimizer.step()
+    dist.all_reduce = all_reduce
+    return events
+
+
+def model_and_optimizer(**options: Any) -> tuple[nn.Sequential, MTAdam]:
+    model = network()
+    return model, MTAdam(model.parameters(), **OPTIONS, process_group=dist.group.WORLD, **options)
+
+
+def not_finite_in_one() -> tuple[list[str], list[Tensor]]:
+    """Errors of three steps of which the second has a loss that is NaN in one process; and the parameters."""
+    model, optimizer = model_and_optimizer(check_finite=True)
+    errors = []
+    for t in range(3):
+        factor = float("nan") if t == 1 and dist.get_rank() else 1.0
+        optimizer.zero_grad()
+        optimizer.backward({"a": factor * model(batch(t)).square().mean()})
+        errors.append(error_of(optimizer.step))
+    return errors, list(model.state_dict().values())
+
+
+def scaled_with_an_infinite_loss_in_one() -> tuple[float, list[Tensor]]:
+    """The scale after a step where one process's loss, not its gradients, is infinite; and the parameters."""
+    model, optimizer = model_and_optimizer()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    loss = scaler.scale(model(batch(0)).square().mean())
+    with optimizer.term("a", loss / (1 - dist.get_rank())):
+        loss.backward()
+    scaler.step(optimizer.scaled)
+    scaler.update()
+    return scaler.get_scale(), list(model.state_dict().values())
+
+
+class Fails:
+    """An all_reduce that fails at once."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("the network is gone")
+
+
+class FailsLate:
+    """An all_reduce that fails when somebody waits for it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.wait = Fails
+
+
+def failed_averages(failing: type) -> tuple[str, bool]:
+    """The error of a step whose averages fail, and whether a step after it changes anything."""
+    model, optimizer = model_and_optimizer()
+    optimizer.backward({"a": model(batch(0)).square().mean()})
+    optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    dist.all_reduce = failing
+
+    def step() -> None:
+        optimizer.backward({"a": model(batch(0)).square().mean()})
+        optimizer.step()
+
+    error = error_of(step)
+    dist.all_reduce = all_reduce
+    optimizer.step()
+    return error, same(model.parameters(), before)
+
+
+def copied() -> bool:
+    """Whether a deep copy goes on as the original does."""
+    model, optimizer = model_and_optimizer()
+    both = [(model, optimizer), copy.deepcopy((model, optimizer))]
+    for net, its in both:
+        its.backward({"a": net(batch(dist.get_rank())).square().mean()})
+        its.step()
+    return same(model.parameters(), both[1][0].parameters())
+
+
+def main(folder: Path, rank: int, meeting: str) -> None:
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    group = dist.group.WORLD
+    groups = [dist.new_group([i]) for i in range(2)]
+    found: dict[str, Any] = {}
+
+    def wrapped(**options: Any) -> DistributedDataParallel:
+        return DistributedDataParallel(network(), **options)
+
+    model = wrapped()
+    found["no_sync"] = trained(MTAdam(model.parameters(), **OPTIONS, process_group=group), model)
+    model = wrapped(gradient_as_bucket_view=True)
+    optimizer = MTAdam(model.parameters(), **OPTIONS, process_group=group)
+    dist.all_reduce = Late  # type: ignore[assignment]
+    found["synchronised, in parts"] = trained(optimizer, model, parts=2, synchronised=True)
+    dist.all_reduce = all_reduce
+    for name, alone in ("not averaged", None), ("a group for each", groups[rank]):
+        model = wrapped()
+        found[name] = trained(MTAdam(model.parameters(), **OPTIONS, process_group=alone), model)
+    trained(CombinedAdam(model.parameters(), Spy(torch.rand_like), process_group=groups[rank]), model)
+
+    for name in ("rule", "rule, not agreed"):
+        if name == "rule, not agreed":
+            Communicator.broadcast_first = lambda _, values: values  # type: ignore
+        model, spy = wrapped(), Spy(torch.rand_like)
+        torch.manual_seed(rank)
+        found[name] = trained(CombinedAdam(model.parameters(), spy, lr=0.1, process_group=group), model)
+        found[f"{name}: seen"] = spy.gram, spy.losses
+
+    found["README"] = readme_example(DistributedDataParallel)
+    found["order"] = order_of_work(wrapped())
+    found["averages"] = averaged(rank)
+    communicator.BUCKET_BYTES = 100
+    found["averages, in many parts"] = averaged(rank)
+    found["not a member"] = error_of(lambda: MTAdam(network().parameters(), process_group=groups[1 - rank]))
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = MTAdam([p, q], process_group=group)
+    optimizer.backward({"a": p.sum() + q.sum()})
+    found["other terms"] = error_of(lambda: MTAdam([p], process_group=group).backward({"ab"[rank]: p.sum()}))
+    found["other parameters"] = error_of(lambda: optimizer.backward({"a": p.sum(), "b": (p, q)[rank].sum()}))
+    found["terms"], found["after it"] = optimizer.terms, error_of(optimizer.step)
+    found["not finite"] = not_finite_in_one()
+    found["scaled"] = scaled_with_an_infinite_loss_in_one()
+    found["failures"] = [failed_averages(Fails), failed_averages(FailsLate)]
+    found["copied"], found["pickled"] = copied(), error_of(lambda: pickle.dumps(optimizer))
+    leave(folder, rank, found)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,138 @@
+"""Scaled losses: a GradScaler unscales the gradients of all terms, and steps or does not."""
+
+import copy
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused.rules import Rule
+from oracles.tolerances import same
+
+
+class ByLosses(Rule):
+    needs_losses = True
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        return losses
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "MTAdam": MTAdam,
+    "CombinedAdam": lambda params, **options: CombinedAdam(params, ByLosses(), **options),
+}
+
+
+def model_and_losses() -> tuple[nn.Linear, Callable[[], dict[str, Tensor]]]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    x = torch.randn(5, 3)
+    return model, lambda: {"a": model(x).square().mean(), "b": 10 * model(x).abs().mean()}
+
+
+def scaler_of(scale: float = 1024.0) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1)  # twice the scale after each step
+
+
+def trained(name: str, backend: str, step: Callable[[Any, dict[str, Tensor]], None]) -> tuple[list[Tensor], Any]:
+    model, losses = model_and_losses()
+    optimizer = MAKERS[name](model.parameters(), lr=0.1, backend=backend)
+    for _ in range(4):
+        optimizer.zero_grad()
+        step(optimizer, losses())
+    return [p.detach() for p in model.parameters()], optimizer
+
+
+def plain(optimizer: Any, losses: dict[str, Tensor]) -> None:
+    optimizer.backward(losses)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("unscale_first", [False, True])
+@pytest.mark.parametrize("name", MAKERS)
+def test_scaled_training_is_unscaled_training(name: str, unscale_first: bool, backend: str) -> None:
+    scaler = scaler_of()
+
+    def scaled(optimizer: Any, losses: dict[str, Tensor]) -> None:
+        given = {name: scaler.scale(loss) for name, loss in losses.items()}
+        values = [loss.item() for loss in given.values()]
+        optimizer.backward(given)
+        if unscale_first:
+            scaler.unscale_(optimizer.scaled)
+        scaler.step(optimizer.scaled)
+        scaler.update()
+        assert values == [loss.item() for loss in given.values()]  # the user's are left alone
+
+    expected, reference = trained(name, backend, plain)
+    params, optimizer = trained(name, backend, scaled)
+    assert same(params, expected)  # powers of two
+    assert scaler.get_scale() == 1024 * 2**4
+    if name == "MTAdam":
+        assert torch.equal(optimizer.running_norms()["b"], reference.running_norms()["b"])
+
+    scales = iter((1024, 2048, 4096, 8192))
+
+    def never_unscaled(optimizer: Any, losses: dict[str, Tensor]) -> None:
+        scale = next(scales)
+        plain(optimizer, {name: scale * loss for name, loss in losses.items()})
+
+    assert not same(trained(name, backend, never_unscaled)[0], expected)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_gradient_that_is_not_finite_skips_the_step(name: str, backend: str) -> None:
+    model, losses = model_and_losses()
+    optimizer = MAKERS[name](model.parameters(), lr=0.1, backend=backend)
+    scaler = scaler_of()
+    plain(optimizer, losses())
+    params = [p.detach().clone() for p in model.parameters()]
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    with optimizer.term("a", losses()["a"]):
+        scaler.scale(losses()["a"]).backward()
+        assert model.weight.grad is not None
+        model.weight.grad[0, 0] = torch.inf
+    scaler.step(optimizer.scaled)
+    scaler.update()
+    assert same(model.parameters(), params)
+    torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0, equal_nan=True)
+    assert scaler.get_scale() == 512
+    optimizer.zero_grad()
+    optimizer.backward({name: scaler.scale(loss) for name, loss in losses().items()})
+    scaler.step(optimizer.scaled)
+    scaler.update()
+    assert not same(model.parameters(), params)
+
+
+def test_several_optimizers_and_one_scaler(backend: str) -> None:
+    scaler = scaler_of()
+    optimizers = []
+    for _ in range(3):
+        model, losses = model_and_losses()
+        optimizer = MTAdam(model.parameters(), lr=0.1, backend=backend)
+        optimizer.backward({name: scaler.scale(loss) for name, loss in losses().items()})
+        optimizers.append((optimizer, model))
+    before = [p.detach().clone() for p in model.parameters()]
+    for optimizer, _ in optimizers:
+        scaler.step(optimizer.scaled)
+    scaler.update()
+    for _, model in optimizers:
+        assert not same(model.parameters(), before)
+    assert scaler.get_scale() == 2048
+
+
+def test_what_is_scaled_holds_no_optimizer(backend: str) -> None:
+    optimizer = MTAdam([nn.Parameter(torch.ones(2))], backend=backend)
+    scaled = optimizer.scaled
+    assert scaled is optimizer.scaled
+    assert copy.copy(optimizer).scaled is not scaled
+    gc.disable()  # no cycle either
+    try:
+        del optimizer
+        with pytest.raises(RuntimeError, match="the optimizer is no more"):
+            scaled.step()
+    finally:
+        gc.enable()

@@ -1,0 +1,220 @@
+"""Saving and loading: in the middle of a run, across backends and types, and from the published optimizer."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtadam_fused import MTAdam
+from oracles.published_loop import PublishedMTAdam
+from tests.support.cases import BACKENDS_OF_THE_CPU
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def params(dtype: torch.dtype) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    channels_last = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    return [nn.Parameter(x.to(dtype)) for x in (torch.randn(5, 7), torch.randn(300), channels_last)]
+
+
+def train(optimizer: MTAdam, of: list[nn.Parameter], steps: range) -> None:
+    for t in steps:
+        generator = torch.Generator().manual_seed(t)
+        for k, name in enumerate(("a", "b", "c")):
+            if t % 3 == k:
+                continue  # every term is absent at some step
+            with optimizer.term(name):
+                for i, p in enumerate(of):
+                    if (i + k) % 3:  # and reaches not every parameter
+                        p.grad = (10.0**k * torch.randn(p.shape, generator=generator)).to(p.dtype)
+        optimizer.step()
+
+
+def through_file(state: dict) -> dict:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True, map_location="cpu")
+
+
+WAYS: dict[str, Callable[[dict], dict]] = {"in memory": lambda state: state, "through a file": through_file}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_loaded_run_goes_on_bit_for_bit(dtype: torch.dtype, way: str, backend: str) -> None:
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "amsgrad": True,
+        "weight_decay": 0.1,
+        "term_weights": {"a": 1.0, "b": 2.0, "c": 0.5},
+    }
+    whole = params(dtype)
+    first = MTAdam(whole, **options, backend=backend)
+    train(first, whole, range(5))
+    again = [nn.Parameter(p.detach().clone()) for p in whole]
+    second = MTAdam(again, backend=backend)
+    second.load_state_dict(WAYS[way](first.state_dict()))
+    assert second.terms == first.terms
+    for p in again:
+        kinds = {v.dtype for name, v in second.state[p].items() if name != "step"}
+        assert kinds == {torch.float64 if dtype == torch.float64 else torch.float32}
+    for name, norms in first.running_norms().items():  # before a step too
+        assert torch.equal(norms.nan_to_num(-1), second.running_norms()[name].nan_to_num(-1))
+    for optimizer, of in ((first, whole), (second, again)):
+        train(optimizer, of, range(5, 10))
+    assert all(torch.equal(p, q) for p, q in zip(whole, again, strict=True))
+    for name, norms in first.running_norms().items():
+        assert torch.equal(norms.nan_to_num(-1), second.running_norms()[name].nan_to_num(-1))
+
+
+def test_a_run_without_its_state_is_seen_to_differ(backend: str) -> None:
+    whole = params(torch.float64)
+    first = MTAdam(whole, backend=backend)
+    train(first, whole, range(5))
+    again = [nn.Parameter(p.detach().clone()) for p in whole]
+    for optimizer, of in ((first, whole), (MTAdam(again, backend=backend), again)):
+        train(optimizer, of, range(5, 6))
+    assert not any(torch.equal(p, q) for p, q in zip(whole, again, strict=True))
+
+
+@pytest.mark.parametrize("other", BACKENDS_OF_THE_CPU)
+def test_backends_read_each_others_state(other: str, backend: str) -> None:
+    whole = params(torch.float64)
+    first = MTAdam(whole, backend=backend)
+    train(first, whole, range(4))
+    assert "backend" not in str(first.state_dict()["param_groups"])
+    again = [nn.Parameter(p.detach().clone()) for p in whole]
+    second = MTAdam(again, backend=other)
+    second.load_state_dict(first.state_dict())
+    for optimizer, of in ((first, whole), (second, again)):
+        train(optimizer, of, range(4, 8))
+    for p, q in zip(whole, again, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_loaded_state_is_a_copy(backend: str) -> None:
+    whole = params(torch.float32)
+    first = MTAdam(whole, backend=backend)
+    train(first, whole, range(3))
+    saved = first.state_dict()
+    before = copy.deepcopy(saved["state"])
+    again = [nn.Parameter(p.detach().clone()) for p in whole]
+    second = MTAdam(again, backend=backend)
+    second.load_state_dict(saved)
+    train(second, again, range(3, 5))
+    torch.testing.assert_close(saved["state"], before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_an_optimizer_go_on(copied: Callable, backend: str) -> None:
+    whole = params(torch.float32)
+    first = MTAdam(whole, backend=backend)
+    train(first, whole, range(4))
+    second = copied(first)
+    again = second.param_groups[0]["params"]
+    for optimizer, of in ((first, whole), (second, again)):
+        train(optimizer, of, range(4, 7))
+    assert all(torch.equal(p, q) for p, q in zip(whole, again, strict=True))
+    assert repr(second) == repr(first)
+
+
+def grads_of(of: list[nn.Parameter], t: int) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(t)
+    return [[torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in of] for _ in range(2)]
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_the_published_optimizers_state(amsgrad: bool, backend: str) -> None:
+    """It has all but the running norms: with those given too, the runs go on alike; without, the norms start anew."""
+    theirs = params(torch.float64)
+    published = PublishedMTAdam([{"params": theirs}], terms=2, amsgrad=amsgrad)
+    for t in range(4):
+        published.step(grads_of(theirs, t))
+    ours = [nn.Parameter(p.detach().clone()) for p in theirs]
+    names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * amsgrad
+    saved = {
+        i: {"step": s["step"]} | {f"{name}{k}": s[f"{name}{k}"] for name in names for k in range(2)}
+        for i, s in enumerate(published.state[p] for p in theirs)
+    }
+    group = {"lr": 1e-3, "betas": (0.9, 0.999, 0.9), "eps": 1e-8, "weight_decay": 0, "amsgrad": amsgrad}
+    optimizer = MTAdam(ours, backend=backend)
+    optimizer.load_state_dict({"state": saved, "param_groups": [{**group, "params": list(range(len(ours)))}]})
+    assert optimizer.terms == (0, 1)
+    assert all(norms.isnan().all() for norms in optimizer.running_norms().values())
+    for p, q in zip(theirs, ours, strict=True):
+        optimizer.state[q]["norm_avg"].copy_(torch.stack(published.state[p]["norms"]))
+    for t in range(4, 7):
+        grads = grads_of(theirs, t)
+        published.step(grads)
+        for k, of_term in enumerate(grads):
+            with optimizer.term(k):
+                for p, g in zip(ours, of_term, strict=True):
+                    p.grad = g
+        optimizer.step()
+    for p, q in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+def test_state_of_another_model_changes_nothing(backend: str) -> None:
+    whole = params(torch.float32)
+    optimizer = MTAdam(whole, backend=backend)
+    train(optimizer, whole, range(3))
+    before = copy.deepcopy(optimizer.state_dict())
+    good = copy.deepcopy(before)
+
+    def refuse(state: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state)
+        torch.testing.assert_close(optimizer.state_dict()["state"], before["state"], rtol=0, atol=0, equal_nan=True)
+
+    bad = copy.deepcopy(good)
+    bad["state"][1]["exp_avg"] = torch.zeros(5)
+    refuse(bad, r"the saved exp_avg of parameter 1 is \(5,\), the parameter has shape \(300,\)")
+    bad = copy.deepcopy(good)
+    del bad["state"][1]["step"]
+    refuse(bad, "the saved state of parameter 1 has no 'step'")
+    faults = {
+        "step": (None, torch.zeros(3)),
+        "norm_avg": (None, torch.zeros(9), torch.zeros(())),
+        "exp_avg_sq0": (None, torch.zeros(300, dtype=torch.complex64)),
+    }
+    for name, values in faults.items():
+        for value in values:
+            bad = copy.deepcopy(good)
+            bad["state"][1][name] = value
+            refuse(bad, f"the saved {name} of parameter 1")
+    bad = copy.deepcopy(good)
+    bad["param_groups"][0]["terms"] = bad["param_groups"][0]["terms"][:1]
+    refuse(bad, "there are 1 terms|one for each of the 1 terms")
+    bad = copy.deepcopy(good)
+    del bad["state"][1]["exp_avg"]
+    refuse(bad, "the saved state of parameter 1 has no 'exp_avg'")
+    bad = copy.deepcopy(good)
+    del bad["state"][1]["exp_avg_sq0"]
+    refuse(bad, "the saved state of parameter 1 has a running norm of term 0 but no exp_avg_sq0")
+    bad = copy.deepcopy(good)
+    bad["param_groups"][0]["lr"] = -1.0
+    refuse(bad, "lr is -1.0")
+    bad = copy.deepcopy(good)
+    bad["param_groups"][0]["params"] = [0, 1]
+    refuse(bad, "doesn't match the size")
+
+
+def test_hooks_of_torch_are_called(backend: str) -> None:
+    whole = params(torch.float32)
+    optimizer = MTAdam(whole, backend=backend)
+    calls: list[str] = []
+    optimizer.register_state_dict_post_hook(lambda *_: calls.append("saved"))
+    optimizer.register_load_state_dict_pre_hook(lambda *_: calls.append("loading"))
+    optimizer.register_load_state_dict_post_hook(lambda *_: calls.append("loaded"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("stepped"))
+    train(optimizer, whole, range(1))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["stepped", "saved", "loading", "loaded"]

@@ -1,0 +1,36 @@
+"""Rules wait for no device: on the meta device, where tensors have no values, reading one is an error."""
+
+import pytest
+import torch
+
+from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+
+RULES = [
+    FixedWeights(),
+    PCGrad(),
+    PCGrad("mean"),
+    MGDA(),
+    MGDA("loss+"),
+    GradNorm(),
+    GradientNormalization(),
+    GradientNormalization(1.0),
+]
+
+
+def weigh(rule: Rule, terms: int) -> torch.Tensor:
+    rule.check_terms(list(range(terms)), allow_more=False)
+    gram = torch.empty(terms, terms, dtype=torch.float64, device="meta")
+    return rule(gram, torch.empty(terms, dtype=torch.float64, device="meta"))
+
+
+@pytest.mark.parametrize("terms", [1, 8])
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_up_to_eight_terms_nothing_is_read(rule: Rule, terms: int) -> None:
+    for _ in range(2):
+        weights = weigh(rule, terms)
+        assert (weights.shape, weights.device.type) == ((terms,), "meta")
+
+
+def test_a_read_is_seen() -> None:
+    with pytest.raises(NotImplementedError, match="meta"):
+        weigh(MGDA(), 9)  # of more than eight terms, solved on the host

@@ -1,0 +1,209 @@
+"""Cases of the optimizer: one input library for the tests of every backend."""
+
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused.optimizer import TermOptimizer
+from mtadam_fused.rules import FixedWeights
+from oracles.numpy_oracle import Parameter, step
+from oracles.tolerances import TooFar, check_params, check_values
+from tests.support.triton_interpreter import INTERPRETED
+
+BACKENDS_OF_THE_CPU = ("reference", "cpu", "triton") if INTERPRETED else ("reference", "cpu")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
+LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
+
+
+def fewer(count: int, backend: str) -> int:
+    """So many steps, examples or elements for a backend: a tenth for Triton's interpreter, which is slow."""
+    return max(count // 10, 2) if backend == "triton" else count
+
+
+def laid_out(value: Tensor, layout: str) -> Tensor:
+    """``value`` in a memory layout, as far as its shape has it."""
+    if layout == "transposed" and value.dim() >= 2:
+        return value.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "channels_last" and value.dim() == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced" and value.dim() >= 1:
+        wide = value.new_zeros((*value.shape[:-1], 2 * value.shape[-1]))
+        wide[..., ::2] = value
+        return wide[..., ::2]
+    if layout == "offset":  # aligned to an element only
+        flat = value.new_zeros(value.numel() + 1)
+        flat[1:] = value.reshape(-1)
+        return flat[1:].view(value.shape)
+    return value.contiguous()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model of some parameters, and what trains it."""
+
+    dtype: torch.dtype
+    shapes: tuple[tuple[int, ...], ...]
+    layouts: tuple[str, ...]  # of the parameters
+    grad_layouts: tuple[str, ...]
+    terms: int
+    seed: int
+    absent: float = 0.0  # the share of pairs that a step leaves out
+    zero: float = 0.0  # the share of gradients that are zero
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: tuple[float, ...] | None = None
+    steps: int = 4
+    device: str = "cpu"
+
+    def run(self, backend: str, fault: str | None = None) -> TermOptimizer:
+        """Runs the optimizer beside the formula, and compares them at every step.
+
+        Raises:
+            TooFar: they disagree.
+        """
+        random = np.random.default_rng(self.seed)
+        params = self.params(random)
+        optimizer = self.optimizer(params, backend)
+        models = [Parameter(p.detach().double().cpu().numpy().copy()) for p in params]
+        for k in range(self.terms):  # registers the terms in order, whatever is absent at first
+            with optimizer.term(k):
+                pass
+        for _ in range(self.steps):
+            before = [p.detach().cpu() if p.is_cuda else p.detach().clone() for p in params]
+            grads = self.grads(random, params)
+            for k in range(self.terms):
+                with optimizer.term(k):
+                    for p, of_terms in zip(params, grads, strict=True):
+                        p.grad = of_terms.get(k)
+            optimizer.step()
+            for p, b, x, of_terms in zip(params, before, models, grads, strict=True):
+                x.value = b.double().numpy()  # from the stored value: rounding does not add up
+                arrays = {k: g.double().cpu().numpy() for k, g in of_terms.items()}
+                nudged = deepcopy(x)
+                self.expect(nudged, {k: g * (1 + (-1) ** k * 2.0**-23) for k, g in arrays.items()}, fault)
+                self.expect(x, arrays, fault)
+                check_params(p.detach().cpu(), x.value, b, nudged.value)
+            self.check_scalars(optimizer, models, grads, fault)
+        return optimizer
+
+    def optimizer(self, params: list[nn.Parameter], backend: str) -> TermOptimizer:
+        return MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
+
+    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
+        """Advances ``x`` by the formula."""
+        step(x, grads, weights=dict(enumerate(self.weights)) if self.weights else None, fault=fault, **self.options)
+
+    def params(self, random: np.random.Generator) -> list[nn.Parameter]:
+        arrays = (np.asarray(random.standard_normal(shape)) for shape in self.shapes)
+        values = (torch.from_numpy(array).to(self.device, self.dtype) for array in arrays)
+        return [nn.Parameter(laid_out(v, layout)) for v, layout in zip(values, self.layouts, strict=True)]
+
+    def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
+        """For each parameter, gradients by term; term k is 10 to the k % 4 times as large as term 0."""
+        found: list[dict[int, Tensor]] = []
+        for p, layout in zip(params, self.grad_layouts, strict=True):
+            of_terms: dict[int, Tensor] = {}
+            for k in range(self.terms):
+                size = 0.0 if random.random() < self.zero else 10.0 ** (k % 4 - 1)
+                array = np.asarray(random.standard_normal(tuple(p.shape)) * size)
+                value = torch.from_numpy(array).to(self.device, self.dtype)
+                if random.random() >= self.absent:
+                    of_terms[k] = laid_out(value, layout)
+            found.append(of_terms)
+        return found
+
+    def check_scalars(
+        self, optimizer: TermOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]], fault: str | None
+    ) -> None:
+        """Compares what the optimizer tells of the step."""
+        assert isinstance(optimizer, MTAdam)
+        relative = 1e-12 if self.dtype == torch.float64 else 1e-5
+        norms, scales = optimizer.running_norms(), optimizer.term_scales()
+        for k in range(self.terms):
+            expected = [x.ema.get(k, np.nan) for x in models]
+            check_values(norms[k].nan_to_num(-1), np.nan_to_num(expected, nan=-1), relative)
+            for row, x in enumerate(models):
+                if k in x.scale and k in x.ema and x.t:
+                    current = scales[k][row]
+                    assert current.isfinite()
+
+
+@dataclass(frozen=True)
+class CombinedCase(Case):
+    """A case of CombinedAdam with fixed weights, and of the dot products that a rule is given.
+
+    The step is that of MTAdam's formula with one term, the weighted sum, so Adam's.
+    """
+
+    FAULTS: ClassVar[tuple[str, ...]] = (
+        *("lr +1 %", "no bias correction", "decay after the update", "no weights"),
+        *("products without the last element", "products of other pairs", "products of absent terms"),
+    )
+
+    @classmethod
+    def like(cls, case: Case) -> "CombinedCase":
+        """``case`` as one of CombinedAdam."""
+        values = {field.name: getattr(case, field.name) for field in fields(case)}
+        options = {name: value for name, value in case.options.items() if name != "norm_init"}
+        options["betas"] = options.get("betas", (0.9, 0.999))[:2]
+        return cls(**values | {"options": options})
+
+    @property
+    def used(self) -> tuple[float, ...]:
+        return self.weights or tuple(0.5 + k for k in range(self.terms))
+
+    def optimizer(self, params: list[nn.Parameter], backend: str) -> TermOptimizer:
+        rule = FixedWeights(self.used)
+        rule.needs_gram, rule.parameters = True, params
+        return CombinedAdam(params, rule, backend=backend, **self.options)
+
+    def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
+        """All of an element's gradients of one sign: where a sum cancels, float32 leaves nothing to compare."""
+        found = super().grads(random, params)
+        for of_terms in found:
+            signs = [g.sign() for g in of_terms.values()][:1]
+            for g in of_terms.values():
+                g.abs_().mul_(signs[0])
+        return found
+
+    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
+        weights = (1.0,) * self.terms if fault == "no weights" else self.used
+        total = sum((weights[k] * g for k, g in grads.items()), start=np.zeros(()))
+        step(x, {0: total} if grads else {}, fault=fault, **self.options)
+
+    def check_scalars(
+        self, optimizer: TermOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]], fault: str | None
+    ) -> None:
+        """Compares each parameter's dot products, [K, K], with NumPy's."""
+        if not any(grads):
+            return
+        for table in optimizer._table_cache._tables:
+            for row, gram in zip(table.positions, table.gram.cpu().numpy(), strict=True):
+                expected, size = products(grads[row], self.terms, fault)
+                assert np.array_equal(gram, gram.T)
+                if (np.abs(gram - expected) > GRAM_RELATIVE[table.dtype] * size).any():
+                    raise TooFar(f"{gram} is not {expected}")
+
+
+# Of the sum of the products' absolute values, by arithmetic: some fifty roundings one after another.
+GRAM_RELATIVE = {torch.float64: 1e-14, torch.float32: 3e-6}
+
+
+def products(grads: dict[int, Tensor], terms: int, fault: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Dot products of a parameter's gradients, [K, K], 0 where absent; and of their absolute values."""
+    rows = np.zeros((terms, max((g.numel() for g in grads.values()), default=0)))
+    for k, g in grads.items():
+        rows[k] = g.double().cpu().numpy().ravel()
+    if fault == "products without the last element":
+        rows = rows[:, :-1]
+    found, size = rows @ rows.T, np.abs(rows) @ np.abs(rows).T
+    if fault == "products of other pairs":
+        found = np.roll(found, 1, axis=0)
+    if fault == "products of absent terms":
+        found[found == 0] = 1.0
+    return found, size

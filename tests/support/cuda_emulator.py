@@ -1,0 +1,65 @@
+"""Builds the native module with its CUDA kernels compiled for the CPU, behind tests/kernels/native/cuda_on_cpu.h."""
+
+import importlib.util
+import os
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from types import ModuleType
+
+import pybind11
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+OBJECTS = TemporaryDirectory()
+SHIM = ROOT / "tests" / "kernels" / "native" / "cuda_on_cpu.h"
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DMTADAM_COMPILER=__VERSION__"]
+FLAGS += ['-DMTADAM_CUDA="the CPU"', f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+
+
+def compile_one(source: Path, target: Path, sanitize: Sequence[str]) -> Path:
+    """An object; only CUDA sources are sanitized."""
+    flags = [*FLAGS, "-DMTADAM_ISA=baseline"] if source.name == "blocks.cpp" else FLAGS
+    if source.suffix == ".cu":
+        flags = [*flags, *sanitize, "-x", "c++", "-include", str(SHIM)]
+    done = subprocess.run(["g++", *flags, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@cache
+def compile_once(source: Path, sanitize: tuple[str, ...]) -> Path:
+    """An object of a source as it is, for all builds of this process."""
+    return compile_one(source, Path(mkdtemp(dir=OBJECTS.name)) / f"{source.name}.o", sanitize)
+
+
+def build(folder: Path, csrc: Path = CSRC, sanitize: tuple[str, ...] = ()) -> Path:
+    """The module's library, made in ``folder`` from ``csrc`` or a copy of it with changes in its CUDA sources."""
+    files = [path for path in csrc.rglob("*.*") if path.read_bytes() != (CSRC / path.relative_to(csrc)).read_bytes()]
+    header_changed = any(path.suffix != ".cu" for path in files)
+
+    def compiled(source: Path) -> Path:
+        if source.suffix == ".cu" and (header_changed or source in files):
+            return compile_one(source, folder / f"{source.name}.o", sanitize)
+        return compile_once(CSRC / source.relative_to(csrc), sanitize if source.suffix == ".cu" else ())
+
+    sources = [csrc / "bindings.cpp", *(csrc / "cpu").glob("*.cpp"), *(csrc / "cuda").glob("*.cu")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources))
+    library = folder / "_C.so"
+    subprocess.run(["g++", "-shared", *sanitize, "-o", library, *objects, "-ldl", "-lpthread"], check=True)
+    return library
+
+
+def load(library: Path) -> ModuleType:
+    """The module of a library, beside the one that is installed."""
+    spec = importlib.util.spec_from_file_location("_C", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,78 @@
+"""Processes of a gloo group on this machine: how they are started, and what all of them do."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mtadam_fused import MTAdam
+from mtadam_fused.rules import Rule
+from tests.support.documentation import python_blocks
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_all(number: int, folder: Path, module: str, *arguments: str) -> list[str]:
+    """Run ``python -m MODULE *ARGUMENTS RANK METHOD`` in so many processes, and return what each prints.
+
+    METHOD is for init_process_group.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    meeting = f"file://{folder / 'meeting'}"
+    runs = [
+        subprocess.Popen([*command, str(rank), meeting], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for rank in range(number)
+    ]
+    outputs = [run.communicate(timeout=100)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0] * number
+    return outputs
+
+
+def leave(folder: Path, rank: int, found: Any) -> None:
+    """Ends a process, with what it has found saved in the folder."""
+    torch.save(found, folder / f"{rank}.pt")
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # without the end of gloo's threads, which now and then aborts a process
+
+
+def error_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error)
+    return "none"
+
+
+def readme_example(wrapper: Any) -> list[Tensor]:
+    """The state of the network after README's example with ``wrapper``, on other data in each process."""
+    (example,) = (block for block in python_blocks() if f"{wrapper.__name__}(" in block)
+    torch.manual_seed(0)
+    network = nn.Linear(3, 3)
+    names = {"torch": torch, wrapper.__name__: wrapper, "MTAdam": MTAdam, "network": network}
+    exec(example, names | {"loader": [torch.randn(5, 3) * (1 + dist.get_rank())] * 2})
+    return list(network.state_dict().values())
+
+
+class Spy(Rule):
+    """Keeps what it is given.
+
+    Args:
+        weights: gives its weights, from the losses.
+    """
+
+    needs_losses = True
+
+    def __init__(self, weights: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        self.gram, self.losses = gram.clone(), losses.clone()
+        return self._weights(losses)

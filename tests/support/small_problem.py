@@ -1,0 +1,66 @@
+"""Every optimizer on the same small problem, for tests of how a step runs and not of what it computes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused.optimizer import TermOptimizer
+from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+
+RULES: dict[str, Callable[[], Rule]] = {
+    "fixed": FixedWeights,
+    "normalization": GradientNormalization,
+    "MGDA": MGDA,
+    "PCGrad": lambda: PCGrad(seed=0),
+    "GradNorm": GradNorm,
+}
+OPTIMIZERS = ("MTAdam", *RULES)
+
+
+@dataclass
+class Training:
+    """Some parameters, gradients and losses of some terms, and an optimizer that has made a step."""
+
+    params: list[nn.Parameter]
+    grads: list[list[Tensor]]  # [K][parameters]
+    losses: list[Tensor]
+    optimizer: TermOptimizer
+
+    def step(self, times: float = 1.0) -> None:
+        """A step, on gradients so many times as large."""
+        for k, (of_term, loss) in enumerate(zip(self.grads, self.losses, strict=True)):
+            with self.optimizer.term(k, loss):
+                for p, g in zip(self.params, of_term, strict=True):
+                    p.grad = times * g
+        self.optimizer.step()
+
+
+def begun(
+    name: str,
+    device: str,
+    backend: str,
+    lr: float | Tensor = 0.1,
+    terms: int = 3,
+    sizes: Sequence[int] = (1, 7, 4097, 100_000),
+    dtype: torch.dtype = torch.float32,
+    place: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    **options: Any,
+) -> Training:
+    """A training that has begun; what parameters and gradients are made of goes through ``place``."""
+    torch.manual_seed(0)
+    values = [torch.randn(n, device=device, dtype=dtype) for n in sizes]
+    params = [nn.Parameter(place(value)) for value in values]
+    grads = [[place(10.0 ** (k % 3) * torch.randn_like(value)) for value in values] for k in range(terms)]
+    losses = [torch.rand((), device=device) for _ in range(terms)]
+    optimizer: TermOptimizer
+    if name == "MTAdam":
+        optimizer = MTAdam(params, lr=lr, backend=backend, **options)
+    else:
+        optimizer = CombinedAdam(params, RULES[name](), lr=lr, backend=backend, **options)
+    training = Training(params, grads, losses, optimizer)
+    training.step()
+    return training

@@ -1,0 +1,70 @@
+"""MTAdam's stages apart, as tensors that are spread over processes need them: each leaves what the next one takes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtadam_fused.backends import Backend
+from mtadam_fused.hyperparameters import MTAdamHyperparameters
+from mtadam_fused.tables import ParamTable, StepArgs
+from mtadam_fused.tables.layout import TermGradients
+from oracles.tolerances import TooFar, check_values, same
+from tests.support.small_problem import begun
+
+BETA3 = 0.9  # the default
+
+
+def begin(backend: str, device: str, **problem: Any) -> tuple[StepArgs, Backend]:
+    """A step to be made, of which a term does not reach a parameter."""
+    training = begun("MTAdam", device, backend, **problem)
+    optimizer = training.optimizer
+    grads: TermGradients = [list(of_term) for of_term in training.grads]
+    grads[1][2] = None
+    (table,) = optimizer._table_cache.get(optimizer.param_groups, optimizer.state, grads)
+    groups = [MTAdamHyperparameters.from_group(group) for group in optimizer.param_groups]
+    return StepArgs(table, grads, groups, [[1.0] * table.terms]), optimizer._backends[table.device]
+
+
+def values(table: ParamTable) -> list[Tensor]:
+    found = [table.steps, table.norm_avg, table.norms.nan_to_num(-1), table.scales, *table.local_params]
+    return found + [value for state in table.states for value in state.values()]
+
+
+@torch.no_grad()
+def check_stages(backend: str, device: str = "cpu", **problem: Any) -> None:
+    args, kernels = begin(backend, device, **problem)
+    kernels.term_norms(args)
+    norms = args.table.norms.cpu()
+    expected = [[float("nan") if g is None else g.double().norm() for g in of_term] for of_term in args.grads]
+    check_values(norms, torch.tensor(expected).t().numpy(), 1e-6)
+    kernels.balance(args)
+    kernels.mtadam_update(args)
+    at_once, kernels = begin(backend, device, **problem)
+    kernels.mtadam_step(at_once)
+    assert same(values(args.table), values(at_once.table))
+
+
+@torch.no_grad()
+def check_other_norms(backend: str, device: str = "cpu") -> None:
+    """Norms that others have put in the place of those of the gradients, which are parts, are those that count."""
+    args, kernels = begin(backend, device)
+    before = args.table.norm_avg.double().cpu()
+    kernels.term_norms(args)
+    whole = torch.rand_like(args.table.norms) + args.table.norms
+    parts = args.table.norms.clone()
+    args.table.norms.copy_(whole)
+    kernels.balance(args)
+
+    def check(norms: Tensor) -> None:
+        norms = norms.double().cpu()
+        running = torch.where(norms.isnan(), before, BETA3 * before + (1 - BETA3) * norms)
+        check_values(args.table.norm_avg.cpu(), running.numpy(), 1e-6)
+        check_values(args.table.scales.cpu(), (running[:, :1] / running).numpy(), 1e-5)
+
+    check(whole)
+    try:
+        check(parts)
+    except TooFar:
+        return
+    raise AssertionError("the norms of parts were taken")
