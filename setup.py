@@ -130,31 +130,31 @@ class BuildFile:
         self.writer.build([target], rule, sources, [str(VERSIONS)], variables={"flags": quote(flags)})
         return target
 
-    def bindings(self, name: str, flags: Iterable[str] = ()) -> str:
+    def add_bindings(self, name: str, flags: Iterable[str] = ()) -> str:
         flags = ["-DMTADAM_COMPILER=__VERSION__", *self.includes, *flags]
         return self.add("cxx", ["csrc/bindings.cpp"], name, flags)
 
-    def cpu_kernels(self) -> list[str]:
+    def add_cpu_kernels(self) -> list[str]:
         isas = list(INSTRUCTION_SETS) if IS_X86 else ["baseline"]
         flags = {f"{Path(LOOPS).stem}.{isa}": [f"-DMTADAM_ISA={isa}", *INSTRUCTION_SETS[isa]] for isa in isas}
         loops = [self.add("cxx", [LOOPS], f"cpu/{name}.o", flags[name]) for name in flags]
         others = sorted(source for source in Path("csrc/cpu").glob("*.cpp") if source != Path(LOOPS))
         return [*loops, *(self.add("cxx", [str(source)], f"cpu/{source.stem}.o") for source in others)]
 
-    def cuda_kernels(self, nvcc: str, archs: list[str]) -> list[str]:
+    def add_cuda_kernels(self, nvcc: str, archs: list[str]) -> list[str]:
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # for GPUs to come
         self.add_compiler("nvcc", [nvcc, *NVCC_FLAGS, *codes])
         sources = sorted(Path("csrc/cuda").glob("*.cu"))
         return [self.add("nvcc", [str(source)], f"cuda/{source.stem}.o") for source in sources]
 
-    def modules(self, nvcc: str | None, archs: list[str]) -> list[str]:
+    def add_modules(self, nvcc: str | None, archs: list[str]) -> list[str]:
         """Add the module with CUDA kernels, if nvcc is there, and the one without."""
-        cuda = self.cuda_kernels(nvcc, archs) if nvcc else []  # first, because they take longest
-        cpu = self.cpu_kernels()
-        modules = [self.add("link", [self.bindings("cpu/bindings.o"), *cpu], "cpu.so", ["-ldl", "-s"])]
+        cuda = self.add_cuda_kernels(nvcc, archs) if nvcc else []  # first, because they take longest
+        cpu = self.add_cpu_kernels()
+        modules = [self.add("link", [self.add_bindings("cpu/bindings.o"), *cpu], "cpu.so", ["-ldl", "-s"])]
         if nvcc:
-            bindings = self.bindings("cuda/bindings.o", [f'-DMTADAM_CUDA="sm_{", sm_".join(archs)}"'])
+            bindings = self.add_bindings("cuda/bindings.o", [f'-DMTADAM_CUDA="sm_{", sm_".join(archs)}"'])
             libraries = ["-lcudart_static", "-ldl", "-lrt", "-lpthread", *library_folders(nvcc)]
             flags = [*libraries, "-s", "-Wl,--exclude-libs,ALL"]
             modules.insert(0, self.add("link", [bindings, *cpu, *cuda], "cuda.so", flags))
@@ -203,7 +203,7 @@ class BuildNative(build_ext):
         write_versions([cxx, [nvcc]] if nvcc else [cxx])
         link_pybind11()
         with open(FOLDER / "build.ninja", "w") as file:
-            return BuildFile(file, cxx, linker, self.compiler.include_dirs).modules(nvcc, archs)
+            return BuildFile(file, cxx, linker, self.compiler.include_dirs).add_modules(nvcc, archs)
 
     def remove_old(self, ext: Extension) -> None:
         """Remove the module of an earlier build, else it would be installed, or an editable install would import it."""

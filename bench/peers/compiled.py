@@ -26,22 +26,24 @@ COMPILED = {("mnist", 2), ("mnist", 4), ("mnist", 10), ("equal_100m", 4), ("smal
 def reference_step(
     params: list[Tensor],
     grads: Grads,
-    running: Tensor,
+    norm_avg: Tensor,
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[list[Tensor]],
     step: Tensor,
 ) -> None:
     """A whole step by the functions of the reference, for torch.compile; changes all but ``grads``."""
     step.add_(1)
-    norms = reference.term_norms(list(zip(*grads, strict=True)), like=running)
+    norms = reference.term_norms(list(zip(*grads, strict=True)), like=norm_avg)
     advanced, scales = reference.balance(
         norms,
-        running,
-        weights=torch.ones_like(running),
-        beta3=torch.full_like(running[:, :1], 0.9),
-        first_nonzero=torch.zeros_like(running[:, :1], dtype=torch.bool),
+        norm_avg,
+        weights=torch.ones_like(norm_avg),
+        beta3=torch.full_like(norm_avg[:, :1], 0.9),
+        first_nonzero=torch.zeros_like(norm_avg[:, :1], dtype=torch.bool),
     )
-    running.copy_(advanced)
+    norm_avg.copy_(advanced)
+    factors = reference.step_factors(1e-3, 0.9, 0.999, 1e-8, 0.0, step)
+    scalars = reference.RowScalars(grad_sign=1.0, beta1=0.9, beta2=0.999, l2_decay=0.0, factors=factors)
     for row, param in enumerate(params):
         reference.mtadam_update(
             param,
@@ -50,14 +52,7 @@ def reference_step(
             exp_avgs[row],
             exp_avg_sqs[row],
             [None] * len(grads),
-            step,
-            lr=1e-3,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            weight_decay=0.0,
-            maximize=False,
-            decoupled_weight_decay=False,
+            scalars,
         )
 
 
@@ -91,7 +86,7 @@ def make_compiled(case: Case, device: Device, grads: Grads) -> Contender:
     if (case.workload, case.terms) not in COMPILED or case.dtype != torch.float32:
         raise LeftOutError("compiled for a few workloads only: the time it takes grows with tensors and terms")
     params = case.params(device.place)
-    running = torch.full((len(params), case.terms), torch.nan, device=device.place)
+    norm_avg = torch.full((len(params), case.terms), torch.nan, device=device.place)
     exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in params]
     exp_avg_sqs = [[torch.zeros_like(p, requires_grad=False) for _ in grads] for p in params]
     step = torch.zeros((), device=device.place)
@@ -100,7 +95,7 @@ def make_compiled(case: Case, device: Device, grads: Grads) -> Contender:
     compiled = torch.compile(reference_step, fullgraph=True, dynamic=False)
 
     def run() -> None:
-        compiled(detached, grads, running, exp_avgs, exp_avg_sqs, step)
+        compiled(detached, grads, norm_avg, exp_avgs, exp_avg_sqs, step)
 
     try:
         with time_limit(device.compile_seconds):
@@ -114,6 +109,6 @@ def make_compiled(case: Case, device: Device, grads: Grads) -> Contender:
             p.copy_(fresh)
         for moment in [step, *exp_avgs, *chain.from_iterable(exp_avg_sqs)]:
             moment.zero_()
-        running.fill_(torch.nan)
+        norm_avg.fill_(torch.nan)
     moved = byte_model.mtadam_step(case.terms, case.element) * elements(params)
     return Contender("compiled", run, params, bytes_moved=moved, oracle=mtadam)

@@ -103,7 +103,7 @@ def measure_makers(
     if find_spec("sklearn") is None:
         missing = dict.fromkeys(makers, "scikit-learn, which has the data, is not installed")
         return Outcome(left_out=left_out | missing)
-    from tasks import TASKS
+    from bench.workloads.tasks import TASKS
 
     def make() -> tuple[list[Tensor], Losses]:
         task = TASKS[name](suite.device.place)

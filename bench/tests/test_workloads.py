@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
-import contenders as making
+from bench.peers import ours as making
 import numpy as np
 import pytest
 import torch

@@ -84,7 +84,7 @@ def trained(
 def averaged(rank: int) -> list[Tensor | None]:
     grads = gradients(rank)
     averages = Communicator(dist.group.WORLD)
-    averages.start(grads)
+    averages.all_reduce_mean_async(grads)
     averages.wait()
     return grads
 

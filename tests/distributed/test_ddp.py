@@ -1,7 +1,6 @@
 """Gradients averaged over processes: two, each with half of every batch, make the steps of one that has all of it."""
 
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -1,7 +1,6 @@
 """Parameters that are spread over processes: four, each with its parts, make the steps of one that has all of it."""
 
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytest

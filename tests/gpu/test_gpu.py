@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from devices import captured
+from tests.support.cuda_graphs import captured
 from torch import Tensor, nn
 
 from mtadam_fused import MTAdam

@@ -1,4 +1,4 @@
-"""Makes steps on the Triton kernels, compiled for a GPU that is not there: ``python -m tests.kernels.triton_compile_worker 90`` for sm_90.
+"""Makes steps on the Triton kernels, compiled for a GPU that is not there: ``triton_compile_worker.py 90`` for sm_90.
 
 It runs all that a launch does, behind a driver that has every kernel compiled to machine code and launches none. Prints
 JSON: the names of the kernels that each step compiled, for each run; and the PTX of each kernel and type.
@@ -15,7 +15,7 @@ import triton
 from torch import nn
 from triton.backends.compiler import GPUTarget
 
-from mtadam_fused import CombinedAdam, MTAdam, fused_optimizer
+from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.backends import BACKENDS
 from mtadam_fused.rules import PCGrad
 from tests.support.stages import begin

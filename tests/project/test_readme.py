@@ -1,11 +1,10 @@
-"""README says what is true: its Python runs, and its tables are what the commands recorded."""
+"""README says what is true: its Python runs, and its links lead somewhere."""
 
 import inspect
 import re
 from pathlib import Path
 
 import torch
-from readme import with_records
 from torch import nn
 
 import mtadam_fused
@@ -45,10 +44,6 @@ def test_docstring_example_is_readmes() -> None:
     for line in ("optimizer = MTAdam(model.parameters(), lr=1e-3)", "optimizer.backward(losses)"):
         assert line in README
         assert line in (mtadam_fused.MTAdam.__doc__ or "")
-
-
-def test_tables_are_the_recorded_ones() -> None:
-    assert with_records(README) == README
 
 
 def test_pictures_and_files_exist() -> None:

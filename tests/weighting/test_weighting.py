@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import weighting_formula as formula
+from oracles import numpy_weighting as formula
 from torch import Tensor, nn
 
 from mtadam_fused import weighting as w
