@@ -24,11 +24,11 @@ def report() -> str:
         "backends",
     ]
     for name, status in statuses().items():
-        lines.append(f"  {name:<10} {'usable    ' if status.usable else 'NOT usable'}  {status.reason}")
+        lines.append(f"  {name:<16} {'usable    ' if status.usable else 'NOT usable'}  {status.reason}")
     lines += ["", 'what backend="auto" takes']
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reason for a slow choice stands above
-        lines += [f"  {device!s:<10} {select_backend('auto', device).name}" for device in devices()]
+        lines += [f"  {device!s:<16} {select_backend('auto', device).name}" for device in devices()]
     return "\n".join(lines)
 
 

@@ -54,8 +54,9 @@ class MTAdam(TermOptimizer):
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
             waiting for the device.
-        backend: "auto" (the best for each device), "cuda", "triton" (for GPUs where the CUDA kernels are not built; on
-            the CPU in its interpreter, where TRITON_INTERPRET=1 is set), "cpu" or "reference".
+        backend: "auto" (the best for each device), "cuda", "cuda-one-launch" (the whole step in one launch instead of
+            three), "triton" (for GPUs where the CUDA kernels are not built; on the CPU in its interpreter, where
+            TRITON_INTERPRET=1 is set), "cpu", "reference", or an object such as those of ``mtadam_fused.backends``.
         process_group: average each term's gradients over the processes of this group, such as
             ``torch.distributed.group.WORLD`` (which is None before ``init_process_group``). All processes must give the
             same terms, which reach the same parameters, in the same order: a difference is an error where a term is new

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtadam_fused.backends import CudaBackend, statuses
+from mtadam_fused.backends import statuses
 from tests.support.cases import BACKENDS_OF_THE_CPU
 
 
@@ -12,12 +12,9 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["cuda", "triton"])
-def gpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every backend with kernels for GPUs, and "cuda-one-launch" where asked for; skipped where it cannot be used."""
-    name, _, one_launch = request.param.partition("-")
-    status = statuses()[name]
+def gpu_backend(request: pytest.FixtureRequest) -> str:
+    """Return every backend with kernels for GPUs; skip the test where one cannot be used."""
+    status = statuses()[request.param]
     if not status.usable:
         pytest.skip(status.reason)
-    if one_launch:
-        monkeypatch.setattr("mtadam_fused.optimizer.select_backend", lambda *_: CudaBackend(one_launch=True))
-    return name
+    return request.param

@@ -15,7 +15,7 @@ from bench.harness.measure import Contender, Failure, LeftOutError, in_a_line
 from bench.peers.compiled import make_compiled
 from bench.workloads.shapes import GPU_ONLY, Case, Grads, elements
 from mtadam_fused import CombinedAdam, MTAdam
-from mtadam_fused.backends import CudaBackend, select_backend, statuses
+from mtadam_fused.backends import select_backend, statuses
 from mtadam_fused.backends.registry import AUTO
 from oracles.published_loop import PublishedMTAdam
 
@@ -50,11 +50,9 @@ def auto_backend(device: Device) -> str:
 
 
 def make_mtadam(backend: str, case: Case, device: Device, grads: Grads) -> Contender:
-    """Our step; taking the gradients is not timed. The backend ONE_LAUNCH is "cuda" in one launch instead of three."""
+    """Make our step. Taking the gradients is not timed."""
     params = case.params(device.place)
-    optimizer = MTAdam(params, backend="cuda" if backend == ONE_LAUNCH else backend)
-    if backend == ONE_LAUNCH:
-        optimizer._backends = dict.fromkeys(optimizer._backends, CudaBackend(one_launch=True))
+    optimizer = MTAdam(params, backend=backend)
     moved = byte_model.mtadam_step(case.terms, case.element) * elements(params)
     return Contender(
         f"mtadam-{backend}",
@@ -150,11 +148,10 @@ def ours(backend: str, make: Callable[[str, Case, Device, Grads], Contender], fl
     """Our optimizer on one backend."""
 
     def make_where_usable(case: Case, device: Device, grads: Grads) -> Contender:
-        needed = "cuda" if backend == ONE_LAUNCH else backend
-        if needed not in AUTO:
-            raise LeftOutError(statuses()[needed].reason)
+        if backend not in (*AUTO, ONE_LAUNCH):
+            raise LeftOutError(statuses()[backend].reason)
         try:
-            select_backend(needed, device.place)
+            select_backend(backend, device.place)
         except RuntimeError as error:
             raise LeftOutError(str(error)) from None
         return make(backend, case, device, grads)
@@ -165,10 +162,7 @@ def ours(backend: str, make: Callable[[str, Case, Device, Grads], Contender], fl
 # By name, most wanted first: what does not fit into the memory beside those before it is left out.
 PEERS: dict[str, Peer] = dict(
     chain(
-        (
-            (f"mtadam-{backend}", ours(backend, make_mtadam, lambda terms: terms + 2))
-            for backend in (*statuses(), ONE_LAUNCH)
-        ),
+        ((f"mtadam-{backend}", ours(backend, make_mtadam, lambda terms: terms + 2)) for backend in statuses()),
         {
             "copy": Peer(make_copy, lambda terms: 2),
             "adam-on-sum": Peer(make_adam_on_sum, lambda terms: 3),

@@ -14,7 +14,7 @@ from bench.harness import byte_model
 from bench.harness.agreement import weighted_adam
 from bench.harness.devices import Device
 from bench.harness.measure import Contender, LeftOutError
-from bench.peers.ours import Peer, give, make_adam_on_sum, make_copy, ours
+from bench.peers.ours import ONE_LAUNCH, Peer, give, make_adam_on_sum, make_copy, ours
 from bench.workloads.shapes import Case, Grads, elements
 from mtadam_fused import CombinedAdam
 from mtadam_fused.backends import statuses
@@ -138,7 +138,11 @@ def make_torchjd(name: str, case: Case, device: Device, grads: Grads) -> Contend
 
 # By name, most wanted first.
 COMBINED: dict[str, Peer] = {
-    **{f"combined-{backend}": ours(backend, make_combined, lambda terms: 3) for backend in statuses()},
+    **{
+        f"combined-{backend}": ours(backend, make_combined, lambda terms: 3)
+        for backend in statuses()
+        if backend != ONE_LAUNCH
+    },
     "torchjd": Peer(partial(make_torchjd, "torchjd"), lambda terms: 2 * terms + 5),
     "torchjd-layerwise": Peer(partial(make_torchjd, "torchjd-layerwise"), lambda terms: terms + 4),
     "copy": Peer(make_copy, lambda terms: 2),

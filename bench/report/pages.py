@@ -10,8 +10,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 LEGEND = """Medians; in brackets, quartiles of the turns. All contenders of a row took turns in one process. GB/s are by
 the byte model (`bench/harness/byte_model.py`): 16K + 16 bytes per float32 parameter for a step of MTAdam with K terms,
 4K + 24 for one of CombinedAdam, and 4K more with a rule that looks at the gradients. A copy moves 8; a processor that
-reads what it overwrites truly moves 12. "K x Adam" is `torch.optim.Adam(fused=True)` on the gradients of each term in turn,
-"one Adam" a single such step, on their sum. "Triton" is the same step on the Triton kernels. TorchJD has
+reads what it overwrites truly moves 12. "K x Adam" is `torch.optim.Adam(fused=True)` on the gradients of each term in
+turn, "one Adam" a single such step, on their sum. "Triton" is the same step on the Triton kernels. TorchJD has
 its Jacobians ready where the step alone is timed, and combines them as it does by default, or "layerwise" with
 `optimize_gramian_computation=True`. `torch.compile` is of the reference."""
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
-from bench.peers import ours as making
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from bench.harness.devices import CpuDevice, CudaDevice, Device
 from bench.harness.measure import Budget, Contender, Failure, LeftOutError, faster, take_turns
 from bench.harness.records import Record, make_records
 from bench.harness.suite import PROMISED, Suite, turn_of
+from bench.peers import ours as making
 from bench.peers.compiled import COMPILED, make_compiled
 from bench.peers.ours import PEERS, Peer, make_contenders, make_graph
 from bench.peers.torchjd import COMBINED, RULES, gram_of, least_norm_weights

@@ -75,9 +75,8 @@ class CudaBackend:
         one_launch: make MTAdam's step in one launch instead of three.
     """
 
-    name = "cuda"
-
     def __init__(self, stream: Callable[[torch.device], int] | None = None, *, one_launch: bool = False) -> None:
+        self.name = "cuda-one-launch" if one_launch else "cuda"
         self._step = MTADAM_STEP if one_launch else TERM_NORMS | BALANCE | MTADAM_UPDATE
         self._stream = stream or (lambda device: torch.cuda.current_stream(device).cuda_stream)
         self._tables: WeakKeyDictionary[ParamTable, CudaTables] = WeakKeyDictionary()

@@ -60,16 +60,23 @@ class Status:
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {
         "cuda": cuda.CudaBackend(),
+        "cuda-one-launch": cuda.CudaBackend(one_launch=True),
         "triton": triton.TritonBackend(),
         "cpu": cpu.CpuBackend(),
         "reference": reference.ReferenceBackend(),
     }
 )
 STATUS: Mapping[str, Callable[[], tuple[bool, str]]] = MappingProxyType(
-    {"cuda": cuda.status, "triton": triton.status, "cpu": cpu.status, "reference": reference.status}
+    {
+        "cuda": cuda.status,
+        "cuda-one-launch": cuda.status,
+        "triton": triton.status,
+        "cpu": cpu.status,
+        "reference": reference.status,
+    }
 )
-# What "auto" tries, best first. An interpreter never is the best.
-AUTO = tuple(name for name in BACKENDS if not (name == "triton" and triton.INTERPRETED))
+# What "auto" tries, best first. An interpreter never is the best, and one launch has yet to be measured on a GPU.
+AUTO = tuple(name for name in BACKENDS if name != "cuda-one-launch" and not (name == "triton" and triton.INTERPRETED))
 
 
 def statuses() -> dict[str, Status]:

@@ -186,7 +186,7 @@ def state_in_other_parts_is_refused() -> None:
 
 def sums_that_are_to_be_made_in_one_direction_are_refused() -> None:
     p = nn.Parameter(DTensor.from_local(torch.ones(2), over(2, 2), [Partial(), Replicate()]))
-    assert "give its sum: redistribute it first" in error_of(lambda: MTAdam([p]))
+    assert "redistribute it first, which makes the pending sum" in error_of(lambda: MTAdam([p]))
 
 
 def parameters_elsewhere_are_refused() -> None:

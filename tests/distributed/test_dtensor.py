@@ -157,8 +157,8 @@ def test_other_terms_in_another_process_are_an_error(found: list[dict[str, Any]]
         other = 1 if rank == 0 else 0
         expected = f"rank {other} of the group has {'abcd'[other]!r}, this rank "
         assert expected in of_process["errors"]["terms"]
-        seen = ["processes of other groups have", *["process 1 of the group has"] * 2, "process 0 of the group has"]
-        assert of_process["errors"]["terms, two by two"].startswith(seen[rank])
+        seen = ["a rank of another group has another term", *["rank 1 of the group has"] * 2, "rank 0 of the group has"]
+        assert f"parameters that it reaches: {seen[rank]}" in of_process["errors"]["terms, two by two"]
         assert of_process["errors"]["nothing has changed"] == "none{}"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tests.support.cuda_graphs import captured
 from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
@@ -19,6 +18,7 @@ from oracles.numpy_oracle import FAULTS
 from oracles.tolerances import TooFar, same
 from tests.kernels.test_golden import compare_with_trace
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
+from tests.support.cuda_graphs import captured
 from tests.support.golden import NAMES
 from tests.support.small_problem import OPTIMIZERS, Training, begun
 from tests.support.stages import check_other_norms, check_stages

@@ -12,13 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import nn
 
-from mtadam_fused.backends import CudaBackend, native
+from mtadam_fused.backends import Backend, native
 from oracles.numpy_oracle import FAULTS
 from oracles.tolerances import TooFar
 from tests.kernels.test_golden import test_golden_trace as check_golden_trace
 from tests.optimizer.test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
-from tests.support.cuda_emulator import build, load
+from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES
 from tests.support.small_problem import OPTIMIZERS, begun
 from tests.support.stages import check_other_norms, check_stages
@@ -35,12 +35,10 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
 
 @pytest.fixture
-def cuda(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Makes every optimizer run on the emulated kernels; gives a backend's name to hand on."""
-    backend = CudaBackend(stream=lambda _: 0, one_launch=getattr(request, "param", False))
+def cuda(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Backend:
+    """Return a backend that runs the emulated kernels."""
     monkeypatch.setattr(native, "module", emulated)
-    monkeypatch.setattr("mtadam_fused.optimizer.select_backend", lambda *_: backend)
-    return "reference"
+    return EmulatedCuda(one_launch=getattr(request, "param", False))
 
 
 in_either_way = pytest.mark.parametrize("cuda", [False, True], indirect=True, ids=["three launches", "one launch"])
@@ -48,7 +46,7 @@ in_either_way = pytest.mark.parametrize("cuda", [False, True], indirect=True, id
 
 @in_either_way
 @pytest.mark.parametrize("name", NAMES)
-def test_golden_trace(name: str, cuda: str) -> None:
+def test_golden_trace(name: str, cuda: Backend) -> None:
     check_golden_trace(name, cuda)
 
 
@@ -62,13 +60,13 @@ ANY = settings(
 @in_either_way
 @ANY
 @given(case=cases())
-def test_any_case(case: Case, cuda: str) -> None:
+def test_any_case(case: Case, cuda: Backend) -> None:
     case.run(cuda)
 
 
 @ANY
 @given(case=cases())
-def test_any_combined_case(case: Case, cuda: str) -> None:
+def test_any_combined_case(case: Case, cuda: Backend) -> None:
     CombinedCase.like(case).run(cuda)
 
 
@@ -77,7 +75,7 @@ ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous"
 
 @in_either_way
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout: str, cuda: str) -> None:
+def test_layouts(layout: str, cuda: Backend) -> None:
     shapes = ((3,), (5, 7), (2, 3, 4, 5))
     Case(torch.float64, shapes, (layout,) * 3, (layout,) * 3, terms=2, seed=0).run(cuda)
 
@@ -85,7 +83,7 @@ def test_layouts(layout: str, cuda: str) -> None:
 @in_either_way
 @pytest.mark.parametrize("elements", [1024, 8192])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_chunks(dtype: torch.dtype, elements: int, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_chunks(dtype: torch.dtype, elements: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtadam_fused.backends.device.LEAST_ELEMENTS", elements)
     case = Case(dtype, ((3 * 8192 + 5,),), terms=5, steps=2, **ONE)
     case.run(cuda)
@@ -93,39 +91,39 @@ def test_many_chunks(dtype: torch.dtype, elements: int, cuda: str, monkeypatch: 
 
 
 @in_either_way
-def test_more_addresses_than_one_launch_takes(cuda: str) -> None:
+def test_more_addresses_than_one_launch_takes(cuda: Backend) -> None:
     shapes = ((1,), (3,), (7,)) * 100
     contiguous = ("contiguous",) * len(shapes)
     Case(torch.float32, shapes, contiguous, contiguous, terms=16, seed=2, absent=0.3, steps=2).run(cuda)
 
 
 @in_either_way
-def test_more_terms_than_a_block_has_threads(cuda: str) -> None:
+def test_more_terms_than_a_block_has_threads(cuda: Backend) -> None:
     Case(torch.float32, ((3,),), terms=300, steps=2, **ONE).run(cuda)
 
 
-def test_it_is_the_cuda_kernels_that_run(cuda: str) -> None:
+def test_it_is_the_cuda_kernels_that_run(cuda: Backend) -> None:
     optimizer = Case(torch.float32, ((5,),), terms=2, **ONE).run(cuda)
     assert repr(optimizer).endswith("(cpu: cuda)")
 
 
 @in_either_way
-def test_stages_one_by_one_are_the_step(cuda: str) -> None:
+def test_stages_one_by_one_are_the_step(cuda: Backend) -> None:
     check_stages(cuda)
     check_stages(cuda, sizes=(1, 3, 7) * 100, terms=16)  # more addresses than one launch takes
 
 
-def test_norms_can_be_replaced_before_they_are_balanced(cuda: str) -> None:
+def test_norms_can_be_replaced_before_they_are_balanced(cuda: Backend) -> None:
     check_other_norms(cuda)
 
 
 @in_either_way
-def test_wide_gradients(cuda: str) -> None:
+def test_wide_gradients(cuda: Backend) -> None:
     check_wide_gradients(cuda)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_rejected(fault: str, cuda: str) -> None:
+def test_faults_are_rejected(fault: str, cuda: Backend) -> None:
     options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
     case = Case(torch.float32, ((129, 33),), terms=3, options=options, steps=3, **ONE)
     case.run(cuda)
@@ -135,12 +133,12 @@ def test_faults_are_rejected(fault: str, cuda: str) -> None:
 
 @pytest.mark.parametrize("terms", [1, 3, 4, 5, 6, 7, 13])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dot_products_of_many_terms(dtype: torch.dtype, terms: int, cuda: str) -> None:
+def test_dot_products_of_many_terms(dtype: torch.dtype, terms: int, cuda: Backend) -> None:
     shapes, layouts = ((2 * 8192 + 5,), (3, 7), (0,)), ("contiguous", "offset", "contiguous")
     CombinedCase(dtype, shapes, layouts, layouts, terms, seed=3, absent=0.2, steps=2).run(cuda)
 
 
-def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: str) -> None:
+def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: Backend) -> None:
     shapes = ((1,), (3,), (7,)) * 100
     contiguous = ("contiguous",) * len(shapes)
     CombinedCase(torch.float32, shapes, contiguous, contiguous, terms=14, seed=2, absent=0.3, steps=2).run(cuda)
@@ -148,12 +146,12 @@ def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: str) -> None
 
 @in_either_way
 @pytest.mark.parametrize("rows", [240, 241])
-def test_both_sizes_of_the_argument(rows: int, cuda: str) -> None:
+def test_both_sizes_of_the_argument(rows: int, cuda: Backend) -> None:
     contiguous = ("contiguous",) * rows
     Case(torch.float32, ((3,),) * rows, contiguous, contiguous, terms=2, seed=4, steps=1).run(cuda)
 
 
-def test_combined_steps_that_miss_parameters(cuda: str) -> None:
+def test_combined_steps_that_miss_parameters(cuda: Backend) -> None:
     options = {"lr": 0.1, "amsgrad": True, "maximize": True, "weight_decay": 0.1}
     layouts = ("contiguous", "offset")
     case = CombinedCase(torch.float32, ((3, 7), (5,)), layouts, layouts, 1, 1, absent=0.5, steps=8, options=options)
@@ -162,7 +160,7 @@ def test_combined_steps_that_miss_parameters(cuda: str) -> None:
 
 
 @pytest.mark.parametrize("fault", CombinedCase.FAULTS)
-def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: str) -> None:
+def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: Backend) -> None:
     options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
     case = CombinedCase(torch.float32, ((129, 33),), terms=6, options=options, steps=3, absent=0.3, **ONE)
     case.run(cuda)
@@ -171,7 +169,7 @@ def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: str) -> None
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(threads: int) -> list[torch.Tensor]:
         monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))
         training = begun(name, "cpu", cuda)
@@ -183,15 +181,13 @@ def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: str, monkeypatc
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_one_launch_of_many_chunks_gives_the_same_bits_as_three(
-    threads: int, cuda: str, monkeypatch: pytest.MonkeyPatch
+    threads: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run() -> list[nn.Parameter]:
-        training = begun("MTAdam", "cpu", cuda, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
+    def run(backend: Backend) -> list[nn.Parameter]:
+        training = begun("MTAdam", "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
         training.step()
         return training.params
 
-    expected = run()
+    expected = run(cuda)
     monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))
-    backend = CudaBackend(stream=lambda _: 0, one_launch=True)
-    monkeypatch.setattr("mtadam_fused.optimizer.select_backend", lambda *_: backend)
-    assert all(torch.equal(p, q) for p, q in zip(run(), expected, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(run(EmulatedCuda(one_launch=True)), expected, strict=True))

@@ -20,30 +20,26 @@ import os, sys
 sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
-from mtadam_fused import optimizer as optimizer_module
 from tests.support.cases import Case, CombinedCase
-from tests.support.cuda_emulator import load
-from mtadam_fused.backends import CudaBackend, native
+from tests.support.cuda_emulator import EmulatedCuda, load
+from mtadam_fused.backends import native
 from tests.support.small_problem import begun
 native.module = load(sys.argv[1])
-backend = CudaBackend(stream=lambda _: 0)
-in_one_launch = CudaBackend(stream=lambda _: 0, one_launch=True)
+three_launches, one_launch = EmulatedCuda(), EmulatedCuda(one_launch=True)
 for dtype in (torch.float32, torch.float16):
     shapes, layouts = ((0,), (1,), (3,), (4096,), (20001,)), ("contiguous",) * 5
     options = {"amsgrad": True, "weight_decay": 0.1}
     grad_layouts = (*layouts[1:], "offset")
-    for each in (backend, in_one_launch):
-        optimizer_module.select_backend = lambda *_: each
+    for backend in (three_launches, one_launch):
         case = Case(dtype, shapes, layouts, grad_layouts, terms=6, seed=0, absent=0.2, options=options, steps=2)
-        case.run("reference")
+        case.run(backend)
     for terms in (3, 9):
         case = CombinedCase(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
-        case.run("reference")
+        case.run(one_launch)
 
 # Each of the 8 blocks of a launch on an OS thread of its own: nothing but the kernel's queue orders them.
 os.environ["CUDA_ON_CPU_THREADS"] = "8"
-optimizer_module.select_backend = lambda *_: in_one_launch
-begun("MTAdam", "cpu", "cuda", sizes=(1, 3000)).step()
+begun("MTAdam", "cpu", one_launch, sizes=(1, 3000)).step()
 print("no report")
 """
 
@@ -63,7 +59,7 @@ def runtime(name: str) -> str:
 def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:
     preload = " ".join(runtime(name) for name in runtimes)
     environment = os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, "-c", STEPS, str(library), str(ROOT / "tests")]
+    command = [sys.executable, "-c", STEPS, str(library), str(ROOT)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not run with this kernel's address randomisation")

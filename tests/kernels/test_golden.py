@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mtadam_fused import MTAdam
+from mtadam_fused.backends import Backend
 from oracles.numpy_oracle import FAULTS, Parameter, step
 from oracles.published_loop import PublishedMTAdam
 from oracles.tolerances import F32_TRACE, F64_ABSOLUTE, TooFar, check_params, check_values
@@ -23,11 +24,11 @@ def run(trace: Trace, optimizer: MTAdam, params: list, t: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_golden_trace(name: str, backend: str) -> None:
+def test_golden_trace(name: str, backend: str | Backend) -> None:
     compare_with_trace(name, backend, "cpu")
 
 
-def compare_with_trace(name: str, backend: str, device: str) -> None:
+def compare_with_trace(name: str, backend: str | Backend, device: str) -> None:
     """Runs a trace, and compares every step of it."""
     trace = Trace.load(name)
     params = [nn.Parameter(p.detach().to(device)) for p in trace.params()]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtadam_fused import CombinedAdam, MTAdam
-from mtadam_fused.backends import BACKENDS, registry, select_backend, statuses
+from mtadam_fused.backends import registry, select_backend, statuses
 from mtadam_fused.backends import triton as backend
 from mtadam_fused.rules import PCGrad
 from tests.support.triton_interpreter import INTERPRETED
@@ -108,7 +108,7 @@ def test_the_interpreter_runs_only_when_asked_for() -> None:
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool) -> None:
     """Makes "auto" see a machine with a GPU whose backends are usable or not."""
     monkeypatch.setattr(backend, "DEVICE_TYPES", ("cuda", "xpu"))
-    monkeypatch.setattr(registry, "AUTO", tuple(BACKENDS))
+    monkeypatch.setattr(registry, "AUTO", ("cuda", "triton", "cpu", "reference"))
     found = {"cuda": lambda: (cuda, "no nvcc"), "triton": lambda: (triton, "no Triton")}
     monkeypatch.setattr(registry, "STATUS", {**registry.STATUS, **found})
 

@@ -16,7 +16,7 @@ from torch import nn
 from triton.backends.compiler import GPUTarget
 
 from mtadam_fused import CombinedAdam, MTAdam
-from mtadam_fused.backends import BACKENDS
+from mtadam_fused.backends import TritonBackend
 from mtadam_fused.rules import PCGrad
 from tests.support.stages import begin
 
@@ -42,6 +42,13 @@ class Driver:
 
     def launcher_cls(self, *_: Any) -> Any:
         return lambda *_: None
+
+
+class CompiledTriton(TritonBackend):
+    """The Triton backend, without its interpreter, on parameters of the CPU."""
+
+    def supports(self, device: torch.device) -> bool:
+        return device.type == "cpu"
 
 
 class Compilations:
@@ -75,7 +82,7 @@ def run(
 ) -> list[list[str]]:
     """The kernels that each of some steps compiled, each step with another learning rate."""
     params = [nn.Parameter(torch.zeros(n + offset, dtype=dtype)[offset:]) for n in sizes for dtype in dtypes]
-    options: dict[str, Any] = {"amsgrad": True, "keep_combined_grad": True}
+    options: dict[str, Any] = {"amsgrad": True, "keep_combined_grad": True, "backend": CompiledTriton()}
     optimizer = CombinedAdam(params, PCGrad(), **options) if combined else MTAdam(params, **options)
     compiled = []
     for t in range(steps):
@@ -108,7 +115,6 @@ def is_refused() -> bool:
 
 def main(architecture: int) -> None:
     triton.runtime.driver.set_active(Driver(architecture))
-    fused_optimizer.select_backend = lambda *_: BACKENDS["triton"]
     compilations = Compilations()
     runs: dict[str, list] = defaultdict(list)
     runs["float32"] = run(compilations, FLOAT32, SIZES, terms=3, steps=50)
@@ -116,10 +122,10 @@ def main(architecture: int) -> None:
     runs["unaligned"] = run(compilations, FLOAT32, SIZES, terms=3, steps=2, offset=1)
     runs["other terms"] = run(compilations, FLOAT32, SIZES, terms=2, steps=2)
     runs["all types"] = run(compilations, ALL, SIZES, terms=3, steps=2)
-    work, kernels = begin("triton", "cpu")
+    args, kernels = begin(CompiledTriton(), "cpu")
     compilations.look()
-    kernels.term_norms(work)
-    kernels.balance(work)
+    kernels.term_norms(args)
+    kernels.balance(args)
     runs["stages apart"] = [compilations.look()]
     runs["combined"] = run(compilations, FLOAT32, SIZES, terms=3, steps=50, combined=True)
     runs["combined, all types"] = run(compilations, ALL, SIZES, terms=3, steps=2, combined=True)

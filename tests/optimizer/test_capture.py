@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtadam_fused.backends import CudaBackend, device, native
 from mtadam_fused.backends.device import CAPTURES, DeviceTables, Staging
+from tests.support.cuda_emulator import EmulatedCuda
 from tests.support.small_problem import begun
 
 CUDA = torch.device("cuda")
@@ -74,23 +75,22 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     module.cuda_run = lambda *_: found.append(all(tensor() is not None for tensor in held))
     monkeypatch.setattr(DeviceTables, "hyperparameters", noted)
     monkeypatch.setattr(native, "module", module)
-    monkeypatch.setattr("mtadam_fused.optimizer.select_backend", lambda *_: CudaBackend(stream=lambda _: 0))
     return found
 
 
 def test_hyperparameters_of_a_captured_step_are_held_until_the_launch(capture: Capture, launches: list[bool]) -> None:
-    training = begun("MTAdam", "cpu", "cuda", dtype=torch.bfloat16)
+    training = begun("MTAdam", "cpu", EmulatedCuda(), dtype=torch.bfloat16)
     capture.on = True
     training.step()
     assert launches == [True, True]
 
 
 def test_a_step_outside_of_captures_allows_for_more(capture: Capture, launches: list[bool]) -> None:
-    training = begun("MTAdam", "cpu", "cuda")
+    training = begun("MTAdam", "cpu", EmulatedCuda())
     (table,) = training.optimizer._table_cache._tables
     (backend,) = training.optimizer._backends.values()
     assert isinstance(backend, CudaBackend)
-    backend._buffers[table]._staging = Staging(array("d", bytes(8 * 12)), CUDA)
+    backend._tables[table]._staging = Staging(array("d", bytes(8 * 12)), CUDA)
     for lr in range(3 * CAPTURES):
         if lr % CAPTURES == 0:  # with hyper-parameters that are on the device already
             capture.on = False
@@ -105,5 +105,5 @@ def test_a_step_outside_of_captures_allows_for_more(capture: Capture, launches: 
 def test_a_first_step_cannot_be_captured(capture: Capture, launches: list[bool]) -> None:
     capture.on = True
     with pytest.raises(RuntimeError, match="outside of the CUDA graph"):
-        begun("MTAdam", "cpu", "cuda")
+        begun("MTAdam", "cpu", EmulatedCuda())
     assert launches == []

@@ -51,7 +51,9 @@ def test_a_parameter_of_another_shape_needs_new_state(size: int, backend: str) -
     optimizer, (p, q) = begun(backend, 5, 7)
     p.data = p.data[:size] if size < 5 else torch.ones(size)
     before = q.detach().clone()
-    with pytest.raises(RuntimeError, match=rf"parameter 0 has shape \({size},\), its state exp_avg \(5,\)"):
+    with pytest.raises(
+        RuntimeError, match=rf"parameter 0 has shape \({size},\), but its state exp_avg has shape \(5,\)"
+    ):
         step(optimizer, [p, q])
     assert torch.equal(q, before)
     del optimizer.state[p]

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
+from mtadam_fused.backends import Backend
 from oracles.tolerances import same
 
 
@@ -287,7 +288,7 @@ def test_autograd_sees_no_change_where_there_is_none(backend: str) -> None:
     waiting.backward()  # q has not changed, so its graph is still good
 
 
-def test_wide_gradients_of_narrow_parameters(backend: str) -> None:
+def test_wide_gradients_of_narrow_parameters(backend: str | Backend) -> None:
     """float32 gradients of bfloat16 parameters, alone and beside bfloat16 ones."""
     p = nn.Parameter(torch.ones(300, dtype=torch.bfloat16))
     if not hasattr(p, "grad_dtype"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import FixedWeights
 from oracles.numpy_oracle import Parameter, step
@@ -21,7 +22,7 @@ SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
 LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
 
 
-def fewer(count: int, backend: str) -> int:
+def fewer(count: int, backend: str | Backend) -> int:
     """So many steps, examples or elements for a backend: a tenth for Triton's interpreter, which is slow."""
     return max(count // 10, 2) if backend == "triton" else count
 
@@ -60,7 +61,7 @@ class Case:
     steps: int = 4
     device: str = "cpu"
 
-    def run(self, backend: str, fault: str | None = None) -> TermOptimizer:
+    def run(self, backend: str | Backend, fault: str | None = None) -> TermOptimizer:
         """Runs the optimizer beside the formula, and compares them at every step.
 
         Raises:
@@ -91,7 +92,7 @@ class Case:
             self.check_scalars(optimizer, models, grads, fault)
         return optimizer
 
-    def optimizer(self, params: list[nn.Parameter], backend: str) -> TermOptimizer:
+    def optimizer(self, params: list[nn.Parameter], backend: str | Backend) -> TermOptimizer:
         return MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
 
     def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
@@ -157,7 +158,7 @@ class CombinedCase(Case):
     def used(self) -> tuple[float, ...]:
         return self.weights or tuple(0.5 + k for k in range(self.terms))
 
-    def optimizer(self, params: list[nn.Parameter], backend: str) -> TermOptimizer:
+    def optimizer(self, params: list[nn.Parameter], backend: str | Backend) -> TermOptimizer:
         rule = FixedWeights(self.used)
         rule.needs_gram, rule.parameters = True, params
         return CombinedAdam(params, rule, backend=backend, **self.options)

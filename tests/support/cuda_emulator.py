@@ -12,6 +12,9 @@ from tempfile import TemporaryDirectory, mkdtemp
 from types import ModuleType
 
 import pybind11
+import torch
+
+from mtadam_fused.backends import CudaBackend
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -53,6 +56,16 @@ def build(folder: Path, csrc: Path = CSRC, sanitize: tuple[str, ...] = ()) -> Pa
     library = folder / "_C.so"
     subprocess.run(["g++", "-shared", *sanitize, "-o", library, *objects, "-ldl", "-lpthread"], check=True)
     return library
+
+
+class EmulatedCuda(CudaBackend):
+    """The CUDA backend on tensors of the CPU, for a native module that runs the kernels there."""
+
+    def __init__(self, *, one_launch: bool = False) -> None:
+        super().__init__(stream=lambda _: 0, one_launch=one_launch)
+
+    def supports(self, device: torch.device) -> bool:
+        return device.type == "cpu"
 
 
 def load(library: Path) -> ModuleType:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 
@@ -42,7 +43,7 @@ class Training:
 def begun(
     name: str,
     device: str,
-    backend: str,
+    backend: str | Backend,
     lr: float | Tensor = 0.1,
     terms: int = 3,
     sizes: Sequence[int] = (1, 7, 4097, 100_000),

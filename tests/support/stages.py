@@ -15,7 +15,7 @@ from tests.support.small_problem import begun
 BETA3 = 0.9  # the default
 
 
-def begin(backend: str, device: str, **problem: Any) -> tuple[StepArgs, Backend]:
+def begin(backend: str | Backend, device: str, **problem: Any) -> tuple[StepArgs, Backend]:
     """A step to be made, of which a term does not reach a parameter."""
     training = begun("MTAdam", device, backend, **problem)
     optimizer = training.optimizer
@@ -32,7 +32,7 @@ def values(table: ParamTable) -> list[Tensor]:
 
 
 @torch.no_grad()
-def check_stages(backend: str, device: str = "cpu", **problem: Any) -> None:
+def check_stages(backend: str | Backend, device: str = "cpu", **problem: Any) -> None:
     args, kernels = begin(backend, device, **problem)
     kernels.term_norms(args)
     norms = args.table.norms.cpu()
@@ -46,7 +46,7 @@ def check_stages(backend: str, device: str = "cpu", **problem: Any) -> None:
 
 
 @torch.no_grad()
-def check_other_norms(backend: str, device: str = "cpu") -> None:
+def check_other_norms(backend: str | Backend, device: str = "cpu") -> None:
     """Norms that others have put in the place of those of the gradients, which are parts, are those that count."""
     args, kernels = begin(backend, device)
     before = args.table.norm_avg.double().cpu()

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import numpy_weighting as formula
 from torch import Tensor, nn
 
 from mtadam_fused import weighting as w
+from oracles import numpy_weighting as formula
 from oracles.numpy_weighting import Answer
 from oracles.tolerances import TooFar, check_values
 
