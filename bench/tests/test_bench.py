@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def run_benchmarks(out: Path, chosen: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A short run, recorded in ``out``; not a worker of this one. What else the machine does costs threads most."""
     short = ["--quick", "--device", "cpu", "--seconds", "0.01", "--record", str(out), "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "bench", *short, "-k", chosen, *options]
+    command = [sys.executable, "-m", "pytest", "bench/speed", *short, "-k", chosen, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ STAND_INS = {
         [[ ! $HANGS || $* != *$HANGS* ]] || { trap "" INT; sleep 60; }
         [[ ! $FAILS || $* != *$FAILS* ]] || { echo boom; exit 1; }
         [[ $* != *--record* ]] || { mkdir -p "$OUT/h200"; echo {} >"$OUT/h200/benchmarks.json"; }
-        [[ $* != *tables.py* ]] || echo "| ms |"
+        [[ $* != *report.tables* ]] || echo "| ms |"
         echo "$SAYS" """,
 }
 STEPS = ["build", "build-report", "cuda-tests", "cuda-random", "triton-tests", "triton-random", "benchmarks"]
