@@ -77,7 +77,7 @@ def test_report(folder: Path) -> None:
     assert "| srresnet (1.55 M) | 2 |" in table
     assert "| mnist (1.2 M) | PCGrad | 2 |" in table
     page = (folder / "README.md").read_text()
-    assert "mtadam-cuda-graph, mtadam-cuda-one-launch-graph: backend 'cuda' cannot be used" in page
+    assert "mtadam-cuda-graph: backend 'cuda' cannot be used" in page
     for picture in ("bandwidth.png", "peers.png", "times.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
         assert f"]({picture})" in page
