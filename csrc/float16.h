@@ -1,5 +1,5 @@
-// bfloat16 and IEEE half as stored in memory: to float and back, rounding to nearest even as torch does. Branch-free,
-// so that the compiler vectorises the loops that call them; written out because C++17 has neither type. GPUs have
+// bfloat16 and IEEE half as stored in memory: to float and back, rounding to nearest even as torch does. C++17 has
+// neither type. The conversions have no branches, so that the compiler vectorizes the loops that call them. GPUs have
 // instructions for them.
 #pragma once
 

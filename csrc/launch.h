@@ -1,17 +1,19 @@
-// What Python hands to the native kernels, and the launchers that take it.
+// The arguments of the native kernels, and their launchers.
 //
-// Addresses and sizes arrive as tables of 64-bit integers, so the module needs nothing of torch. A *row* is one
-// parameter; a *pair* is one (term, row). Tables over pairs are term-major, [terms, rows]; scalars over pairs are
-// row-major, [rows, terms]. MTAdam has a second moment per term, CombinedAdam one for all: *moments* is that number.
+// Python fills each struct as one flat buffer of 64-bit values, in the order of the members:
+// `mtadam_fused/tables/step_args.py` names them. So the module needs nothing of torch. A *row* is one parameter; a
+// *pair* is one (term, row). Tables over pairs are term-major, [terms, rows]; scalars over pairs are row-major, [rows,
+// terms]. MTAdam has a second moment per term, CombinedAdam one for all: *moments* is that number.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "update_math.h"
 
 namespace mtadam {
 
-// Storage types; the codes are those of mtadam_fused/table.py.
+// Storage types; the codes are those of mtadam_fused/tables/param_table.py.
 enum StorageType : int64_t { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFloat16 = 3, kStorageTypes = 4 };
 
 struct Row {
@@ -21,95 +23,100 @@ struct Row {
   int64_t group;       // index into the groups
   int64_t param_type;  // StorageType
 };
-static_assert(sizeof(Row) == 5 * sizeof(int64_t), "rows arrive as a table of five 64-bit integers");
+static_assert(sizeof(Row) == 5 * 8, "Python fills rows as five 64-bit integers");
 
 struct Group {
   double lr, beta1, beta2, beta3, eps;
   double l2_decay;         // added to every term's gradient, the published form
   double decoupled_decay;  // applied once to the parameter, as AdamW does
-  double direction;        // -1 where the group maximizes, else 1
+  double grad_sign;        // -1 to maximize, else 1
   double first_nonzero;    // 1 where a running norm starts at its first non-zero value, else 0
 };
-static_assert(sizeof(Group) == 9 * sizeof(double), "groups arrive as a table of nine doubles");
+static_assert(sizeof(Group) == 9 * 8, "Python fills groups as nine doubles");
+
+// The scalars of a row in this group, at the step that `factors` are of.
+template <class C>
+MTADAM_FN RowScalars<C> row_scalars(const Group& g, const StepFactors<C>& factors) {
+  return {C(g.grad_sign), C(g.beta1), C(1.0 - g.beta1), C(g.beta2), C(1.0 - g.beta2), C(g.l2_decay), factors};
+}
 
 // One step of all parameters of one device that share an arithmetic type C (double for float64, float for the rest).
 template <class C>
-struct Step {
+struct StepArgs {
   int64_t rows, terms, moments;
-  const Row* row;            // [rows]
-  const Group* group;        // [groups]
-  const double* weight;      // [groups, terms], the user's term weights
-  const int64_t* grad;       // [terms, rows] addresses, 0 where absent
-  const int64_t* grad_type;  // [rows] StorageType
-  const int64_t* second;     // [moments, rows] addresses of the second moments, 0 where the pair was never reached
-  const int64_t* maximum;    // [moments, rows] addresses of their maxima, 0 where there are none
-  const int64_t* combined;   // [rows] addresses for the combined gradients, 0 where not wanted
-  float* count;              // [rows] steps taken
-  C* norm;                   // [rows, terms] norms of this step's gradients, NaN where absent
-  C* running;                // [rows, terms] running norms, NaN before the first
-  C* scale;                  // [rows, terms] what the gradients are multiplied by
-  double* gram;              // [rows, terms, terms] dot products of the gradients, 0 where either is absent; or null
+  const Row* row;                 // [rows]
+  const Group* group;             // [groups]
+  const double* weight;           // [groups, terms], the user's term weights
+  const int64_t* grad;            // [terms, rows] addresses, 0 where absent
+  const int64_t* grad_type;       // [rows] StorageType
+  const int64_t* exp_avg_sq;      // [moments, rows] addresses, 0 where the pair was never reached
+  const int64_t* max_exp_avg_sq;  // [moments, rows] addresses, 0 where there are none
+  const int64_t* combined;        // [rows] addresses for the combined gradients, 0 where not wanted
+  float* steps;                   // [rows] steps taken
+  C* norm;                        // [rows, terms] norms of this step's gradients, NaN where absent
+  C* norm_avg;                    // [rows, terms] running norms, NaN before the first
+  C* scale;                       // [rows, terms] applied to the gradients
+  double* gram;                   // [rows, terms, terms] dot products of the gradients, 0 where either is absent
 };
+template <class Args>
+constexpr bool is_flat(int64_t members) {
+  return std::is_trivially_copyable_v<Args> && sizeof(Args) == members * 8;
+}
+static_assert(is_flat<StepArgs<float>>(16) && is_flat<StepArgs<double>>(16), "Python fills 16 64-bit values");
 
 namespace cpu {
 
 // Stage 1: fills `norm`.
 template <class C>
-void term_norms(const Step<C>& step);
+void term_norms(const StepArgs<C>& args);
 
-// Stage 2: from `norm` advances `running` and `count` (where a term reaches the row), fills `scale`.
+// Stage 2: from `norm` advances `norm_avg` and `steps` (where a term reaches the row), fills `scale`.
 template <class C>
-void balance(const Step<C>& step);
+void balance(const StepArgs<C>& args);
 
 // Stage 3: advances parameters and moments.
 template <class C>
-void mtadam_update(const Step<C>& step);
+void mtadam_update(const StepArgs<C>& args);
 
 // The three stages, a few rows at a time, so that stage 3 finds the gradients that stage 1 read in the cache.
 template <class C>
-void mtadam_step(const Step<C>& step);
+void mtadam_step(const StepArgs<C>& args);
 
 // Fills `gram`.
 template <class C>
-void term_gram(const Step<C>& step);
+void term_gram(const StepArgs<C>& args);
 
-// Adam's step on the sum of the gradients times `scale`: advances `count`, parameters and moments.
+// Adam's step on the sum of the gradients times `scale`: advances `steps`, parameters and moments.
 template <class C>
-void combined_adam(const Step<C>& step);
+void combined_adam(const StepArgs<C>& args);
 
 }  // namespace cpu
 namespace cuda {
 
-// The part of a row that a block works on: elements [begin, end). Chunks are in the order of rows, and numbered from 0;
-// every row has one at least.
+// The elements of a row that a block works on: [begin, end). Chunks are in the order of rows, and numbered from 0.
+// Every row has one at least.
 struct Chunk {
   int64_t row, begin, end, number;
 };
-static_assert(sizeof(Chunk) == 4 * sizeof(int64_t), "chunks arrive as a table of four 64-bit integers");
+static_assert(sizeof(Chunk) == 4 * 8, "Python fills chunks as four 64-bit integers");
 
-// What a step on a device needs besides: copies of the tables there, and scratch. Pointers are to device memory; those
-// of Step to tables are to host memory, its others (count, norm, running, scale) to device memory.
+// The step's arguments on a device, and what else the kernels need there. The tables of StepArgs are copies in device
+// memory; only `grad`, `grad_type` and `combined` have none, because their values travel in the kernels' own argument.
 template <class C>
-struct Device {
-  int index;
+struct DeviceArgs : StepArgs<C> {
+  int64_t index;  // of the device
   void* stream;
-  const Row* row;
-  const Group* group;
-  const double* weight;
-  const int64_t* second;
-  const int64_t* maximum;
   const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
   const Chunk* chunk;          // [chunks]
   int64_t chunks;
   int64_t chunk_elements;   // of all chunks but the last of a row, which may be shorter; a multiple of 16
-  C* partial;               // [terms, chunks] for term_norms, [terms * (terms + 1) / 2, chunks] for term_gram
+  C* partial;               // [sums, chunks] sums over the elements of a chunk; null if the norms are there already
   StepFactors<C>* factors;  // [rows]
-  // For kMtadamStep: [2 * chunks] the work of each launch in the order in which blocks take it, the number of a chunk
-  // for its norms and the bitwise complement for its update; and [1 + rows] counters, zeros before it and after.
-  const int32_t* order;
-  unsigned* queue;
-  bool wants_combined;
+  const int32_t* order;     // [2 * chunks] for kMtadamStep: the order in which blocks take work, see mtadam_step.cu
+  unsigned* queue;          // [1 + rows] counters for kMtadamStep, zeros before a launch and after
+  int64_t wants_combined;   // whether combined gradients are wanted
 };
+static_assert(is_flat<DeviceArgs<float>>(27) && is_flat<DeviceArgs<double>>(27), "Python fills 27 64-bit values");
 
 // kBalance does kFoldNorms too where it is given `partial`; kMtadamStep is the first three in one kernel.
 enum Stage : unsigned {
@@ -122,14 +129,18 @@ enum Stage : unsigned {
   kFoldNorms = 64  // from term_norms' sums over chunks to norms
 };
 
-// Rows of a launch: of as many addresses as a kernel's argument takes.
+// Returns how many rows one launch takes: their addresses fill a kernel's argument.
 int64_t rows_at_once(int64_t terms, bool wants_combined);
 
-// Launches the stages asked for (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for each of
-// MTAdam's stages and for kFoldNorms alone, two for term_gram (three for more terms than one reads together) and two
-// for combined_adam. Waits for nothing. Leaves the device current.
+// Launches the stages (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for each of MTAdam's
+// stages and for kFoldNorms alone, two for term_gram (three for more terms than one reads together) and two for
+// combined_adam. Waits for nothing. Leaves the device current.
+//
+// Args:
+//   host: the step's arguments, with all tables in host memory.
+//   device: the same with the tables on the device.
 template <class C>
-void run(const Step<C>& step, const Device<C>& device, unsigned stages);
+void run(const StepArgs<C>& host, const DeviceArgs<C>& device, unsigned stages);
 
 }  // namespace cuda
 }  // namespace mtadam

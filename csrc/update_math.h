@@ -1,6 +1,7 @@
-// The formulas of MTAdam and CombinedAdam for one element and one (layer, term) pair, for host and device. Nothing else
-// in C++ or CUDA states them; `mtadam_fused/reference.py` states them once more in Python, and the tests hold the two
-// together.
+// The formulas of MTAdam and CombinedAdam for one element and one (layer, term) pair, for host and device.
+//
+// Each stands here once for all of C++ and CUDA. `mtadam_fused/reference.py` and `triton_kernels/update_math.py` have
+// the same functions under the same names, and the tests hold the three to one float64 formula.
 //
 // Source: Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss Terms", arXiv 2006.14683,
 // algorithm 1, with the K first moments of the paper summed into one (they share beta1 and the step).
@@ -12,8 +13,8 @@
 #if defined(__CUDACC__)
 #define MTADAM_FN __host__ __device__ __forceinline__
 #else
-// Always inlined: the CPU kernels are compiled once per instruction set, and an out-of-line copy made for AVX-512 must
-// never be the one that the linker keeps for a machine without it.
+// Always inlined: the CPU kernels are compiled once per instruction set, and the linker must never keep an out-of-line
+// copy made for AVX-512 for a machine without it.
 #define MTADAM_FN inline __attribute__((always_inline))
 #endif
 
@@ -22,41 +23,42 @@ namespace mtadam {
 // Running norms at or below this count as zero: the term cannot be an anchor and is not scaled (published value).
 constexpr double kTinyNorm = 1e-10;
 
-// A running norm that has not started yet. Only a comparison with itself tells it (NaN != NaN).
+// A running norm that has not started yet is NaN, and NaN alone differs from itself.
 template <class C>
-MTADAM_FN bool has_started(C running) {
-  return running == running;
+MTADAM_FN bool has_started(C norm_avg) {
+  return norm_avg == norm_avg;
 }
 
-// False for NaN (also that of an absent gradient) and for infinities.
+// False for NaN (the norm of an absent gradient, too) and for infinities.
 template <class C>
 MTADAM_FN bool is_finite(C x) {
   return x - x == C(0);
 }
 
-// The running norm of one (layer, term) pair after a step whose gradient has the given norm. A norm that is not finite
-// is left out, so that one bad gradient does not spoil all the steps after it; so is that of an absent term, NaN, which
-// can still be the anchor. With `first_nonzero` the running norm
-// starts at the first norm above kTinyNorm instead of the first one.
+// The running norm of one (layer, term) pair after a step whose gradient has the given norm.
+//
+// A norm that is not finite is left out, so that one bad gradient does not spoil all steps after it. An absent term has
+// the norm NaN: it keeps its running norm, and can still be the anchor. With `first_nonzero` the running norm starts at
+// the first norm above kTinyNorm instead of the first one.
 template <class C>
-MTADAM_FN C running_norm(C running, C norm, C beta3, bool first_nonzero) {
-  if (!is_finite(norm)) return running;
-  if (has_started(running)) return beta3 * running + (C(1) - beta3) * norm;
-  return first_nonzero && !(norm > C(kTinyNorm)) ? running : norm;
+MTADAM_FN C running_norm(C norm_avg, C norm, C beta3, bool first_nonzero) {
+  if (!is_finite(norm)) return norm_avg;
+  if (has_started(norm_avg)) return beta3 * norm_avg + (C(1) - beta3) * norm;
+  return first_nonzero && !(norm > C(kTinyNorm)) ? norm_avg : norm;
 }
 
-// The running norm that a layer's terms are balanced against: the first that counts. Zero where none does.
+// The running norm that a layer's terms are balanced against: the first above kTinyNorm, 0 where none is.
 template <class C>
-MTADAM_FN C anchor_of(int64_t terms, const C* running) {
+MTADAM_FN C anchor_of(int64_t terms, const C* norm_avg) {
   for (int64_t k = 0; k < terms; ++k)
-    if (running[k] > C(kTinyNorm)) return running[k];
+    if (norm_avg[k] > C(kTinyNorm)) return norm_avg[k];
   return C(0);
 }
 
-// The factor of one term's gradient that brings its running norm to the anchor's, times the user's weight.
+// The factor that brings a term's running norm to the anchor's, times the user's weight.
 template <class C>
-MTADAM_FN C term_scale(C running, C anchor, C weight) {
-  return running > C(kTinyNorm) ? weight * (anchor / running) : C(1);
+MTADAM_FN C term_scale(C norm_avg, C anchor, C weight) {
+  return norm_avg > C(kTinyNorm) ? weight * (anchor / norm_avg) : C(1);
 }
 
 // h_k: the balanced gradient of one term, with weight decay in the published L2 form (once per term).
@@ -65,19 +67,19 @@ MTADAM_FN C balanced_gradient(C grad, C scale, C param, C weight_decay) {
   return scale * grad + weight_decay * param;
 }
 
-// The sum of weighted gradients so far, with one term's more.
+// Adds the weighted gradient of one more term to the sum of those so far.
 template <class C>
-MTADAM_FN C add_weighted(C sum, C grad, C weight) {
-  return sum + weight * grad;
+MTADAM_FN C add_weighted(C total, C grad, C weight) {
+  return total + weight * grad;
 }
 
-// m: one for all terms. `combined` is the sum of h_k over the terms.
+// m after a step: one for all terms. `combined` is the sum of h_k over the terms.
 template <class C>
 MTADAM_FN C first_moment(C exp_avg, C combined, C beta1, C one_minus_beta1) {
   return beta1 * exp_avg + one_minus_beta1 * combined;
 }
 
-// v_k: one per term; in CombinedAdam one for all, with h the combined gradient.
+// v_k after a step: one per term. CombinedAdam has one for all, with the combined gradient as h.
 template <class C>
 MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
   return beta2 * exp_avg_sq + one_minus_beta2 * h * h;
@@ -85,11 +87,11 @@ MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
 
 // The larger of two numbers, NaN if either is (as torch.maximum).
 template <class C>
-MTADAM_FN C larger(C a, C b) {
+MTADAM_FN C nan_max(C a, C b) {
   return a >= b || a != a ? a : b;
 }
 
-// What a step multiplies by, from the hyper-parameters and the number of the step (from 1).
+// What a step multiplies by.
 template <class C>
 struct StepFactors {
   C step_size;        // lr / (1 - beta1^t)
@@ -98,7 +100,25 @@ struct StepFactors {
   C decay;  // lr * weight_decay where the decay is decoupled, else 0
 };
 
-// In double on the host and in the first threads of a device block: beta^t loses digits in float.
+// The scalars of one parameter's step.
+template <class C>
+struct RowScalars {
+  C grad_sign;  // -1 to maximize, else 1
+  C beta1, one_minus_beta1;
+  C beta2, one_minus_beta2;
+  C l2_decay;  // added to the gradient as l2_decay * param
+  StepFactors<C> factors;
+};
+
+// Adds one term's h_k to `combined`, and advances the term's second moment.
+template <class C>
+MTADAM_FN void add_term(C grad, C scale, C param, const RowScalars<C>& row, C& exp_avg_sq, C& combined) {
+  const C h = balanced_gradient(grad, row.grad_sign * scale, param, row.l2_decay);
+  exp_avg_sq = second_moment(exp_avg_sq, h, row.beta2, row.one_minus_beta2);
+  combined += h;
+}
+
+// In double until the end, because beta^t loses digits in float. `step` is the number of the step, from 1.
 template <class C>
 MTADAM_FN StepFactors<C> step_factors(double lr, double beta1, double beta2, double eps, double decoupled_decay,
                                       double step) {
@@ -106,7 +126,7 @@ MTADAM_FN StepFactors<C> step_factors(double lr, double beta1, double beta2, dou
           C(lr * decoupled_decay)};
 }
 
-// The parameter after the step. `largest` is the largest v_k (amsgrad: the largest maximum) over the terms.
+// The parameter after a step. `largest` is the largest v_k over the terms; with AMSGrad the largest maximum.
 template <class C>
 MTADAM_FN C updated_param(C param, C exp_avg, C largest, const StepFactors<C>& f) {
   const C change = f.step_size * exp_avg / (std::sqrt(largest) * f.inv_correction2 + f.eps) + f.decay * param;

@@ -1,11 +1,12 @@
-"""Stage 2: running norms and scales from norms, and what the step multiplies by."""
+"""Stage 2: running norms and scales from norms, and the step's factors."""
 
 import triton.language as tl
 
-from .memory import FACTORS, GROUP_FIELDS, ROW_FIELDS, kernel
-from .rows import advance_step
+from .fields import FACTORS_SIZE, GROUP_BETA3, GROUP_FIRST_NONZERO, ROW_GROUP, ROW_SIZE
+from .memory import kernel
+from .rows import begin_row, group_of
 from .term_norms import row_norms
-from .update_math import balance_row
+from .update_math import anchor_of, running_norm, term_scale
 
 
 @kernel
@@ -15,18 +16,18 @@ def balance(
     weight,  # [groups, terms] float64
     chunk_start,  # [rows + 1] int64
     grad,  # [terms, rows] int64: addresses, 0 where absent
-    partial,  # [chunks, terms]; looked at with FOLD only
+    partial,  # [chunks, terms]; read with FOLD only
     factors,  # [rows] of StepFactors
     steps,  # [rows] float32
-    norms,  # [rows, terms], as `running` and `scales`
-    running,
+    norms,  # [rows, terms], as `norm_avg` and `scales`
+    norm_avg,
     scales,
     rows: tl.int64,
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,  # the power of 2 from TERMS on
-    FOLD: tl.constexpr,  # whether to make the norms from the chunks' sums first
+    FOLD: tl.constexpr,  # whether to compute the norms from the chunks' sums first
 ):
-    """A program per row."""
+    """Run a program per row."""
     C: tl.constexpr = norms.dtype.element_ty
     r = tl.program_id(0).to(tl.int64)
     term = tl.arange(0, WIDTH)
@@ -38,13 +39,14 @@ def balance(
         tl.store(norms + pair, norm, is_term)
     else:
         norm = tl.load(norms + pair, is_term, other=float("nan"))
-    number = tl.load(row + r * ROW_FIELDS + 3)
-    of_group = group + number * GROUP_FIELDS
-    weights = tl.load(weight + number * TERMS + term, is_term, other=0.0).to(C)
-    before = tl.load(running + pair, is_term, other=0.0)
-    beta3, first_nonzero = tl.load(of_group + 3).to(C), tl.load(of_group + 8) != 0
-    after, scale = balance_row(norm, weights, beta3, first_nonzero, before, WIDTH)
-    tl.store(running + pair, after, is_term)
+    own_group = group_of(row, group, r)
+    weights = tl.load(weight + tl.load(row + r * ROW_SIZE + ROW_GROUP) * TERMS + term, is_term, other=0.0).to(C)
+    before = tl.load(norm_avg + pair, is_term, other=0.0)
+    beta3 = tl.load(own_group + GROUP_BETA3).to(C)
+    first_nonzero = tl.load(own_group + GROUP_FIRST_NONZERO) != 0
+    after = running_norm(before, norm, beta3, first_nonzero)
+    scale = term_scale(after, anchor_of(after, WIDTH), weights)
+    tl.store(norm_avg + pair, after, is_term)
     tl.store(scales + pair, scale, is_term)
     if tl.sum(is_present.to(tl.int32), axis=0) > 0:
-        advance_step(steps + r, factors + r * FACTORS, of_group, C)
+        begin_row(steps + r, factors + r * FACTORS_SIZE, own_group, C)

@@ -1,4 +1,4 @@
-"""What the kernels share: compiling once, chunks of rows, and elements at addresses.
+"""What the kernels share: compilation, chunks of rows, and elements at addresses.
 
 A *row* is one parameter (see csrc/launch.h for the tables), cut into chunks of some whole blocks. A program works on
 one chunk, block by block; the blocks of a row are numbered from 0.
@@ -11,24 +11,17 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .fields import CHUNK_BEGIN, CHUNK_END, CHUNK_NUMBER, CHUNK_ROW, CHUNK_SIZE
+
 BLOCK = tl.constexpr(1024)  # elements that a program holds at once: 4 a thread, 16 bytes of float32
 WARPS = 8
 
 WIDE = tl.constexpr(1)  # the lowest bit of a gradient's address: float32 though its parameter is narrower
 VECTOR = tl.constexpr(16)  # bytes of an address, and elements of a chunk, whose multiples are read in vectors
 
-# Chunk in csrc/launch.h: row, begin, end, number.
-CHUNK_FIELDS = tl.constexpr(4)
-# Row there: param, exp_avg, numel, group, param_type.
-ROW_FIELDS = tl.constexpr(5)
-# Group there: lr, beta1, beta2, beta3, eps, l2_decay, decoupled_decay, direction, first_nonzero.
-GROUP_FIELDS = tl.constexpr(9)
-# StepFactors in csrc/update_math.h: step_size, inv_correction2, eps, decay.
-FACTORS = tl.constexpr(4)
-
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """``triton.jit``, compiled once for all values, sizes and alignments of the arguments that are not constexpr."""
+    """Apply ``triton.jit``; compile once for all values, sizes and alignments of arguments that are not constexpr."""
     arguments = inspect.signature(function).parameters.values()
     runtime = [argument.name for argument in arguments if argument.annotation is not tl.constexpr]
     return triton.jit(function, do_not_specialize=runtime)
@@ -36,27 +29,27 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 @triton.jit
 def chunk_of(chunk):
-    """A program's chunk: its row, the elements [begin, end) there, and its number."""
-    fields = chunk + CHUNK_FIELDS * tl.program_id(0)
-    return tl.load(fields), tl.load(fields + 1), tl.load(fields + 2), tl.load(fields + 3)
+    """Return a program's chunk: its row, the elements [begin, end) there, and its number."""
+    own = chunk + CHUNK_SIZE * tl.program_id(0)
+    return tl.load(own + CHUNK_ROW), tl.load(own + CHUNK_BEGIN), tl.load(own + CHUNK_END), tl.load(own + CHUNK_NUMBER)
 
 
 @triton.jit
 def mask_of(block, end, ALIGN: tl.constexpr):
-    """Which elements of a block come before ``end``, a multiple of ALIGN; the arithmetic shows that to the compiler."""
+    """Return which elements of a block come before ``end``. The arithmetic shows the compiler that ALIGN divides it."""
     return tl.arange(0, BLOCK) < tl.minimum(end - block * BLOCK, BLOCK).to(tl.int32) // ALIGN * ALIGN
 
 
 @triton.jit
 def elements(address, block, TYPE: tl.constexpr, ALIGN: tl.constexpr):
-    """Pointers to the elements of a block of a tensor of TYPE, whose address is a multiple of ALIGN."""
+    """Return pointers to the elements of a block of a tensor of TYPE, whose address is a multiple of ALIGN."""
     first = tl.multiple_of(address.to(tl.pointer_type(TYPE)), ALIGN)  # the hint is for this cast alone
     return first + block * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
 def load_grad(grad, block, mask, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
-    """A block of a gradient, in the arithmetic type C; 0 outside of the mask."""
+    """Load a block of a gradient, in the arithmetic type C; 0 outside of the mask."""
     if PARAM == C:
         return tl.load(elements(grad, block, PARAM, ALIGN), mask, other=0.0)
     else:

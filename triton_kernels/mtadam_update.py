@@ -3,75 +3,64 @@
 import triton
 import triton.language as tl
 
-from .memory import (
-    BLOCK,
-    FACTORS,
-    GROUP_FIELDS,
-    ROW_FIELDS,
-    VECTOR,
-    chunk_of,
-    elements,
-    kernel,
-    load_grad,
-    mask_of,
-)
-from .rows import advance, is_aligned, reach, row_step
-from .update_math import balanced_gradient, larger, second_moment
+from .fields import ROW_EXP_AVG, ROW_PARAM, ROW_SIZE
+from .memory import BLOCK, VECTOR, chunk_of, elements, kernel, load_grad, mask_of
+from .rows import advance, is_aligned, reach, row_scalars
+from .update_math import add_term, nan_max
 
 
 @triton.jit
 def add_terms(
-    grad, second, maximum, scales, rows, r, block, mask, param, of_terms,
+    grad, exp_avg_sq, max_exp_avg_sq, scales, rows, r, block, mask, param, scalars,
     TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """One block of every term: advances second moments and maxima; the sum of the h_k, and what bounds the step."""
-    direction, beta2, one_minus_beta2, l2_decay = of_terms
+    """Advance one block of every term's second moment and maximum.
+
+    Returns the sum of the h_k, and the largest second moment or maximum.
+    """
     combined = tl.zeros([BLOCK], C)
     largest = tl.zeros([BLOCK], C)
     for k in range(TERMS):
         pair = k * rows + r
-        second_address = tl.load(second + pair)
-        if second_address != 0:
-            second_at = elements(second_address, block, C, ALIGN)
-            bound = tl.load(second_at, mask, other=0.0)
+        exp_avg_sq_address = tl.load(exp_avg_sq + pair)
+        if exp_avg_sq_address != 0:
+            exp_avg_sq_at = elements(exp_avg_sq_address, block, C, ALIGN)
+            bound = tl.load(exp_avg_sq_at, mask, other=0.0)
             address = tl.load(grad + pair)
             if address != 0:  # an absent term keeps its moments, and still bounds the step
-                scale = direction * tl.load(scales + r * TERMS + k)
-                h = balanced_gradient(load_grad(address, block, mask, PARAM, C, ALIGN), scale, param, l2_decay)
-                combined += h
-                bound = second_moment(bound, h, beta2, one_minus_beta2)
-                tl.store(second_at, bound, mask)
-            maximum_address = tl.load(maximum + pair)
-            if maximum_address != 0:
-                maximum_at = elements(maximum_address, block, C, ALIGN)
-                bound = larger(bound, tl.load(maximum_at, mask, other=0.0))
-                tl.store(maximum_at, bound, mask)
-            largest = larger(largest, bound)
+                g = load_grad(address, block, mask, PARAM, C, ALIGN)
+                bound, combined = add_term(g, tl.load(scales + r * TERMS + k), param, bound, combined, scalars)
+                tl.store(exp_avg_sq_at, bound, mask)
+            max_exp_avg_sq_address = tl.load(max_exp_avg_sq + pair)
+            if max_exp_avg_sq_address != 0:
+                max_exp_avg_sq_at = elements(max_exp_avg_sq_address, block, C, ALIGN)
+                bound = nan_max(bound, tl.load(max_exp_avg_sq_at, mask, other=0.0))
+                tl.store(max_exp_avg_sq_at, bound, mask)
+            largest = nan_max(largest, bound)
     return combined, largest
 
 
 @triton.jit
 def update(
-    row, group, grad, second, maximum, factors, scales, rows, r, begin, end,
+    row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end,
     TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Stage 3 of a chunk. ALIGN divides every address, and ``end``."""
-    param_address = tl.load(row + r * ROW_FIELDS)
-    exp_avg_address = tl.load(row + r * ROW_FIELDS + 1)
+    """Run stage 3 of a chunk. ALIGN divides every address, and ``end``."""
+    param_address = tl.load(row + r * ROW_SIZE + ROW_PARAM)
+    exp_avg_address = tl.load(row + r * ROW_SIZE + ROW_EXP_AVG)
     combined_address = tl.load(grad + TERMS * rows + r)
-    number = tl.load(row + r * ROW_FIELDS + 3)
-    of_terms, of_first_moment, of_step = row_step(group + number * GROUP_FIELDS, factors + r * FACTORS, C)
+    scalars, own_factors = row_scalars(row, group, factors, r, C)
     block = begin // BLOCK
     while block * BLOCK < end:
         mask = mask_of(block, end, ALIGN)
         param_at = elements(param_address, block, PARAM, ALIGN)
         param = tl.load(param_at, mask, other=0.0).to(C)
         combined, largest = add_terms(
-            grad, second, maximum, scales, rows, r, block, mask, param, of_terms, TERMS, PARAM, C, ALIGN
+            grad, exp_avg_sq, max_exp_avg_sq, scales, rows, r, block, mask, param, scalars, TERMS, PARAM, C, ALIGN
         )
         advance(
             param_at, exp_avg_address, combined_address, param, combined, combined, largest, block, mask,
-            of_first_moment, of_step, PARAM, C, ALIGN,
+            scalars, own_factors, PARAM, C, ALIGN,
         )  # fmt: skip
         block += 1
 
@@ -82,23 +71,41 @@ def mtadam_update(
     row,  # [rows] of Row
     group,  # [groups] of Group
     grad,  # [terms + 1, rows] int64: addresses, 0 where absent; the last for the sums of balanced gradients
-    second,  # [terms, rows] int64: addresses
-    maximum,  # [terms, rows] int64: addresses
+    exp_avg_sq,  # [terms, rows] int64: addresses
+    max_exp_avg_sq,  # [terms, rows] int64: addresses
     factors,  # [rows] of StepFactors
     scales,  # [rows, terms]
     rows: tl.int64,
     TERMS: tl.constexpr,
     PARAM: tl.constexpr,  # the type of the parameters of these chunks
 ):
-    """A program per chunk."""
+    """Run a program per chunk."""
     C: tl.constexpr = scales.dtype.element_ty
     r, begin, end, _ = chunk_of(chunk)
-    is_reached, bits = reach(grad, rows, r, TERMS)
-    bits |= end | tl.load(row + r * ROW_FIELDS) | tl.load(row + r * ROW_FIELDS + 1)
+    has_grad, bits = reach(grad, rows, r, TERMS)
+    bits |= end | tl.load(row + r * ROW_SIZE + ROW_PARAM) | tl.load(row + r * ROW_SIZE + ROW_EXP_AVG)
     for k in range(TERMS):
-        bits |= tl.load(second + k * rows + r) | tl.load(maximum + k * rows + r)
-    if is_reached:
+        bits |= tl.load(exp_avg_sq + k * rows + r) | tl.load(max_exp_avg_sq + k * rows + r)
+    if has_grad:
         if is_aligned(bits):
-            update(row, group, grad, second, maximum, factors, scales, rows, r, begin, end, TERMS, PARAM, C, VECTOR)
+            update(
+                row,
+                group,
+                grad,
+                exp_avg_sq,
+                max_exp_avg_sq,
+                factors,
+                scales,
+                rows,
+                r,
+                begin,
+                end,
+                TERMS,
+                PARAM,
+                C,
+                VECTOR,
+            )
         else:
-            update(row, group, grad, second, maximum, factors, scales, rows, r, begin, end, TERMS, PARAM, C, 1)
+            update(
+                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, TERMS, PARAM, C, 1
+            )

@@ -13,7 +13,7 @@ TILE_BITS = tl.constexpr(1 << 19)  # of products that a program holds at once
 def products(
     address, is_present, begin, end, TYPE: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """[WIDTH, WIDTH] dot products over a chunk, of gradients of TYPE at the addresses [WIDTH]; 0 where absent."""
+    """Return [WIDTH, WIDTH] dot products over a chunk of gradients of TYPE at ``address`` [WIDTH]; 0 where absent."""
     TILE: tl.constexpr = TILE_BITS // C.primitive_bitwidth
     ELEMENTS: tl.constexpr = TILE // (WIDTH * WIDTH) if TILE > WIDTH * WIDTH else 1
     sums = tl.zeros([WIDTH, WIDTH, ELEMENTS], C)
@@ -37,7 +37,7 @@ def term_gram(
     WIDTH: tl.constexpr,  # the power of 2 from TERMS on
     PARAM: tl.constexpr,  # the type of the parameters of these chunks
 ):
-    """A program per chunk; each gradient is read once."""
+    """Run a program per chunk, which reads each gradient once."""
     C: tl.constexpr = partial.dtype.element_ty
     PAIRS: tl.constexpr = TERMS * (TERMS + 1) // 2
     r, begin, end, number = chunk_of(chunk)
@@ -64,7 +64,7 @@ def fold_gram(
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """A program per row."""
+    """Run a program per row."""
     r = tl.program_id(0).to(tl.int64)
     element = tl.arange(0, WIDTH * WIDTH)
     j, k = element // WIDTH, element % WIDTH

@@ -9,7 +9,7 @@ from .rows import row_sums
 
 @triton.jit
 def squares(grad, begin, end, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
-    """The sum of squares of a chunk."""
+    """Return the sum of squares of a chunk."""
     sums = tl.zeros([BLOCK], C)
     block = begin // BLOCK
     while block * BLOCK < end:
@@ -28,7 +28,7 @@ def term_norms(
     TERMS: tl.constexpr,
     PARAM: tl.constexpr,  # the type of the parameters of these chunks
 ):
-    """A program per chunk."""
+    """Run a program per chunk."""
     C: tl.constexpr = partial.dtype.element_ty
     r, begin, end, number = chunk_of(chunk)
     out = partial + number * TERMS
@@ -43,7 +43,7 @@ def term_norms(
 
 @triton.jit
 def row_norms(chunk_start, partial, r, term, is_present, TERMS: tl.constexpr, WIDTH: tl.constexpr):
-    """Norms [WIDTH] of a row's gradients from the sums of its chunks, NaN where absent."""
+    """Return norms [WIDTH] of a row's gradients from the sums of its chunks, NaN where absent."""
     first, last = tl.load(chunk_start + r), tl.load(chunk_start + r + 1)
     squares = row_sums(partial, first, last, term, is_present, TERMS, WIDTH)
     return tl.where(is_present, tl.sqrt(squares), float("nan")).to(partial.dtype.element_ty)
@@ -59,7 +59,7 @@ def fold_norms(
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,  # the power of 2 from TERMS on
 ):
-    """Norms from the chunks' sums; a program per row. ``balance`` can do this too."""
+    """Compute norms from the chunks' sums, a program per row. ``balance`` can do this too."""
     r = tl.program_id(0).to(tl.int64)
     term = tl.arange(0, WIDTH)
     is_present = tl.load(grad + term * rows + r, term < TERMS, other=0) != 0

@@ -1,7 +1,7 @@
-"""The formulas in Triton: those of csrc/update_math.h, under the same names, for blocks of values.
+"""The formulas of csrc/update_math.h in Triton, under the same names, for blocks of values.
 
-Nothing else in Triton states them. Where C++ branches, ``tl.where`` selects: both sides are computed, and neither may
-divide by zero (the interpreter warns).
+Each stands here once for all of Triton. Where C++ branches, ``tl.where`` selects: it computes both sides, and neither
+may divide by zero (the interpreter warns).
 """
 
 import triton
@@ -14,7 +14,7 @@ INFINITY = tl.constexpr(float("inf"))
 
 @triton.jit
 def quotient(a, b):
-    """``a / b``, rounded once: Triton's own division of float32 is approximate."""
+    """Return ``a / b``, rounded once: Triton's own division of float32 is approximate."""
     if a.dtype == tl.float32:
         return tl.div_rn(a, b)
     else:
@@ -23,7 +23,7 @@ def quotient(a, b):
 
 @triton.jit
 def root(x):
-    """The square root, rounded once: Triton's own of float32 is approximate, and takes subnormals for zero."""
+    """Return the square root, rounded once: Triton's own is approximate in float32, and takes subnormals for zero."""
     if x.dtype == tl.float32:
         return tl.sqrt_rn(x)
     else:
@@ -31,81 +31,90 @@ def root(x):
 
 
 @triton.jit
-def has_started(running):
-    """False for a running norm that has not started yet, which is NaN."""
-    return running == running
+def has_started(norm_avg):
+    """Return whether a running norm has started; it is NaN before."""
+    return norm_avg == norm_avg
 
 
 @triton.jit
 def is_finite(x):
-    """False for NaN (also that of an absent gradient) and for infinities."""
+    """Return False for NaN (the norm of an absent gradient, too) and for infinities."""
     return tl.abs(x) < INFINITY
 
 
 @triton.jit
-def running_norm(running, norm, beta3, first_nonzero):
-    """The running norm after a step whose gradient has the given norm; one that is not finite is left out."""
-    advanced = beta3 * running + (1 - beta3) * norm
-    first = tl.where(first_nonzero, tl.where(norm > TINY_NORM, norm, running), norm)
-    return tl.where(is_finite(norm), tl.where(has_started(running), advanced, first), running)
+def running_norm(norm_avg, norm, beta3, first_nonzero):
+    """Return the running norm after a step whose gradient has the given norm. One that is not finite is left out."""
+    average = beta3 * norm_avg + (1 - beta3) * norm
+    start = tl.where(first_nonzero, tl.where(norm > TINY_NORM, norm, norm_avg), norm)
+    return tl.where(is_finite(norm), tl.where(has_started(norm_avg), average, start), norm_avg)
 
 
 @triton.jit
-def term_scale(running, anchor, weight):
-    """The factor that brings one term's running norm to the anchor's, times the user's weight."""
-    is_heard = running > TINY_NORM
-    return tl.where(is_heard, weight * quotient(anchor, tl.where(is_heard, running, 1.0)), 1.0)
-
-
-@triton.jit
-def balance_row(norm, weight, beta3, first_nonzero, running, WIDTH: tl.constexpr):
-    """Stage 2 for one layer: its running norms [WIDTH] after the step, and the scales."""
+def anchor_of(norm_avg, WIDTH: tl.constexpr):
+    """Return the running norm of a layer's first term above TINY_NORM, 0 where none is; of ``norm_avg`` [WIDTH]."""
     term = tl.arange(0, WIDTH)
-    running = running_norm(running, norm, beta3, first_nonzero)
-    anchor_term = tl.min(tl.where(running > TINY_NORM, term, WIDTH), axis=0)
-    anchor = tl.sum(tl.where(term == anchor_term, running, 0.0), axis=0)
-    return running, term_scale(running, anchor, weight)
+    first = tl.min(tl.where(norm_avg > TINY_NORM, term, WIDTH), axis=0)
+    return tl.sum(tl.where(term == first, norm_avg, 0.0), axis=0)
+
+
+@triton.jit
+def term_scale(norm_avg, anchor, weight):
+    """Return the factor that brings a term's running norm to the anchor's, times the user's weight."""
+    is_active = norm_avg > TINY_NORM
+    return tl.where(is_active, weight * quotient(anchor, tl.where(is_active, norm_avg, 1.0)), 1.0)
 
 
 @triton.jit
 def balanced_gradient(grad, scale, param, weight_decay):
-    """h_k: the balanced gradient of one term, with weight decay in the published L2 form (once per term)."""
+    """Return h_k: the balanced gradient of one term, with weight decay in the published L2 form (once per term)."""
     return scale * grad + weight_decay * param
 
 
 @triton.jit
-def add_weighted(sum_so_far, grad, weight):
-    """The sum of weighted gradients so far, with one term's more."""
-    return sum_so_far + weight * grad
+def add_weighted(total, grad, weight):
+    """Add the weighted gradient of one more term to the sum of those so far."""
+    return total + weight * grad
 
 
 @triton.jit
 def first_moment(exp_avg, combined, beta1, one_minus_beta1):
-    """m: one for all terms. ``combined`` is the sum of h_k over the terms."""
+    """Return m after a step: one for all terms. ``combined`` is the sum of h_k over the terms."""
     return beta1 * exp_avg + one_minus_beta1 * combined
 
 
 @triton.jit
 def second_moment(exp_avg_sq, h, beta2, one_minus_beta2):
-    """v_k: one per term; in CombinedAdam one for all, with h the combined gradient."""
+    """Return v_k after a step: one per term. CombinedAdam has one for all, with the combined gradient as h."""
     return beta2 * exp_avg_sq + one_minus_beta2 * h * h
 
 
 @triton.jit
-def larger(a, b):
-    """The larger of two numbers, NaN if either is (as torch.maximum)."""
+def nan_max(a, b):
+    """Return the larger of two numbers, NaN if either is (as torch.maximum)."""
     return tl.where((a >= b) | (a != a), a, b)
 
 
 @triton.jit
+def add_term(grad, scale, param, exp_avg_sq, combined, scalars):
+    """Return the second moment of one term after a step, and ``combined`` with the term's h_k added.
+
+    ``scalars`` are those of RowScalars in C++, without its factors.
+    """
+    grad_sign, _, _, beta2, one_minus_beta2, l2_decay = scalars
+    h = balanced_gradient(grad, grad_sign * scale, param, l2_decay)
+    return second_moment(exp_avg_sq, h, beta2, one_minus_beta2), combined + h
+
+
+@triton.jit
 def power(beta, step):
-    """``beta**step`` in float64, for beta in [0, 1) and step from 1."""
+    """Return ``beta**step`` in float64, for beta in [0, 1) and step from 1."""
     return tl.where(beta > 0, tl.exp(step * tl.log(tl.where(beta > 0, beta, 1.0))), 0.0)
 
 
 @triton.jit
 def step_factors(lr, beta1, beta2, eps, decoupled_decay, step, C: tl.constexpr):
-    """What a step multiplies by, in float64 until the end: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, decay."""
+    """Return lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps and decay, in float64 until the end."""
     step_size = lr / (1 - power(beta1, step))
     inv_correction2 = 1 / tl.sqrt(1 - power(beta2, step))
     return step_size.to(C), inv_correction2.to(C), eps.to(C), (lr * decoupled_decay).to(C)
@@ -113,7 +122,7 @@ def step_factors(lr, beta1, beta2, eps, decoupled_decay, step, C: tl.constexpr):
 
 @triton.jit
 def updated_param(param, exp_avg, largest, factors):
-    """The parameter after the step. ``largest`` is the largest v_k (amsgrad: the largest maximum) over the terms."""
+    """Return the parameter after a step. ``largest`` is the largest v_k over the terms, or their largest maximum."""
     step_size, inv_correction2, eps, decay = factors
     change = quotient(step_size * exp_avg, root(largest) * inv_correction2 + eps) + decay * param
     return param - change  # one subtraction, so that the parameter is rounded once

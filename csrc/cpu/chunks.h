@@ -9,11 +9,11 @@
 
 namespace mtadam::cpu {
 
-// Elements of a chunk: few enough to share small layers evenly and to sum in the arithmetic type (sums of chunks are
-// double), enough that taking one costs nothing.
+// Elements of a chunk: few enough to share small layers evenly and to sum in the arithmetic type (sums over chunks are
+// double), and enough that taking one costs nothing.
 constexpr int64_t kChunk = 4096;
 
-// Elements that are worth a thread of their own: fewer take less time than starting the thread (some microseconds).
+// Elements that are worth a thread: fewer take less time than starting one (some microseconds).
 constexpr int64_t kGrain = 16384;
 
 // A range of rows, [first, last), of a step.
@@ -25,15 +25,15 @@ struct Chunk {
   int64_t row, begin, end;  // elements [begin, end) of the row
 };
 
-// The chunks of a range of rows, numbered in order: any number finds its chunk without a list of them all.
+// The chunks of a range of rows, numbered in order. Finds a chunk by its number without a list of them all.
 class Chunks {
  public:
   template <class C>
-  Chunks(const Step<C>& step, Rows rows) : row_(step.row), rows_(rows), start_(scratch()) {
+  Chunks(const StepArgs<C>& args, Rows rows) : row_(args.row), rows_(rows), start_(scratch()) {
     start_.assign(1, 0);
     for (int64_t r = rows.first; r < rows.last; ++r) {
-      start_.push_back(start_.back() + count(step.row[r].numel));
-      elements_ += step.row[r].numel;
+      start_.push_back(start_.back() + count(args.row[r].numel));
+      elements_ += args.row[r].numel;
     }
   }
 
@@ -41,10 +41,10 @@ class Chunks {
 
   int64_t size() const { return start_.back(); }
 
-  // Chunks that are worth a thread of their own, given how large they are on average.
+  // Returns how many chunks of the average size are worth a thread.
   int64_t grain() const { return 1 + kGrain * size() / (elements_ + 1); }
 
-  // The number of a row's first chunk; that of the row after it ends the row's chunks.
+  // Returns the number of a row's first chunk. That of the next row ends the row's chunks.
   int64_t first_of(int64_t row) const { return start_[row - rows_.first]; }
 
   Chunk operator[](int64_t number) const {
@@ -54,7 +54,7 @@ class Chunks {
   }
 
  private:
-  // Kept by the calling thread from step to step: a step allocates nothing.
+  // The calling thread keeps it from step to step, so that a step allocates nothing.
   static std::vector<int64_t>& scratch() {
     static thread_local std::vector<int64_t> kept;
     return kept;

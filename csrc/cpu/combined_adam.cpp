@@ -3,13 +3,13 @@
 namespace mtadam::cpu {
 
 template <class C>
-void combined_adam(const Step<C>& step) {
-  for (int64_t r = 0; r < step.rows; ++r)
-    if (is_reached(step, r)) step.count[r] += 1;
-  update_rows(step, blocks<C>().combined_adam, {0, step.rows});
+void combined_adam(const StepArgs<C>& args) {
+  for (int64_t r = 0; r < args.rows; ++r)
+    if (has_any_grad(args, r)) args.steps[r] += 1;
+  update_rows(args, blocks<C>().combined_adam, {0, args.rows});
 }
 
-template void combined_adam(const Step<double>&);
-template void combined_adam(const Step<float>&);
+template void combined_adam(const StepArgs<double>&);
+template void combined_adam(const StepArgs<float>&);
 
 }  // namespace mtadam::cpu

@@ -3,11 +3,11 @@
 namespace mtadam::cpu {
 
 template <class C>
-void mtadam_update(const Step<C>& step, Rows rows) {
-  update_rows(step, blocks<C>().mtadam_update, rows);
+void mtadam_update(const StepArgs<C>& args, Rows rows) {
+  update_rows(args, blocks<C>().mtadam_update, rows);
 }
 
-template void mtadam_update(const Step<double>&, Rows);
-template void mtadam_update(const Step<float>&, Rows);
+template void mtadam_update(const StepArgs<double>&, Rows);
+template void mtadam_update(const StepArgs<float>&, Rows);
 
 }  // namespace mtadam::cpu

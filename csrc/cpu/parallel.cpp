@@ -14,9 +14,9 @@ using TorchGetNumThreads = int32_t (*)(uint32_t* threads);
 using GompParallel = void (*)(void (*part)(void*), void* team, unsigned threads, unsigned flags);
 using GetInt = int (*)();
 
-// What `import torch` has loaded; this module is linked to none of it. torch 2.10 and newer export their thread pool as
-// a C function. Before it the pool is the OpenMP runtime that libtorch_cpu is linked to, found through its dependencies
-// under whatever name the wheel gave it: a second OpenMP runtime in one process slows both by a factor of 100.
+// The thread pool of torch, found in what `import torch` has loaded; this module is linked to none of it. torch 2.10
+// and newer export the pool as a C function. Before that, the pool is the OpenMP runtime that libtorch_cpu is linked
+// to, under any name that the wheel gave it. A second OpenMP runtime in one process would slow both by a factor of 100.
 struct Threads {
   TorchParallelFor torch = nullptr;
   TorchGetNumThreads torch_threads = nullptr;

@@ -5,15 +5,15 @@
 
 namespace mtadam::cpu {
 
-// Calls body(begin, end) on parts of [0, n), of at least `grain` each, that together are the whole; serial inside
-// another parallel loop.
+// Calls body(begin, end) on disjoint ranges that cover [0, n), of at least `grain` each. Serial inside another parallel
+// loop.
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, const Body& body);
 
-// Threads that a loop of this thread would run on.
+// Returns how many threads a loop of this thread would run on.
 int64_t threads();
 
-// Which threads run the loops: "torch", "openmp" or "serial"; see parallel.cpp.
+// Returns whose threads run the loops: "torch", "openmp" or "serial"; see parallel.cpp.
 const char* threading();
 
 namespace detail {

@@ -1,4 +1,4 @@
-// The three stages over a range of rows; the launchers of launch.h run them over all rows, or some rows at a time.
+// The three stages over a range of rows. The launchers of launch.h run them over all rows, or some rows at a time.
 #pragma once
 
 #include "chunks.h"
@@ -6,19 +6,19 @@
 namespace mtadam::cpu {
 
 template <class C>
-void term_norms(const Step<C>& step, Rows rows);
+void term_norms(const StepArgs<C>& args, Rows rows);
 
 template <class C>
-void balance(const Step<C>& step, Rows rows);
+void balance(const StepArgs<C>& args, Rows rows);
 
 template <class C>
-void mtadam_update(const Step<C>& step, Rows rows);
+void mtadam_update(const StepArgs<C>& args, Rows rows);
 
-// Whether any term reaches a row.
+// Returns whether any term reaches a row.
 template <class C>
-bool is_reached(const Step<C>& step, int64_t r) {
-  for (int64_t k = 0; k < step.terms; ++k)
-    if (step.grad[k * step.rows + r]) return true;
+bool has_any_grad(const StepArgs<C>& args, int64_t r) {
+  for (int64_t k = 0; k < args.terms; ++k)
+    if (args.grad[k * args.rows + r]) return true;
   return false;
 }
 

@@ -8,10 +8,10 @@
 
 namespace mtadam::cpu {
 
-// Hands `of_row` each row and its `values` sums; those of a chunk, which start at 0, are what `of_chunk` adds to them.
+// Calls `of_row` with each row and its `values` sums. `of_chunk` adds to the sums of one chunk, which start at 0.
 template <class C, class OfChunk, class OfRow>
-void sum_rows(const Step<C>& step, Rows rows, int64_t values, const OfChunk& of_chunk, const OfRow& of_row) {
-  const Chunks chunks(step, rows);
+void sum_rows(const StepArgs<C>& args, Rows rows, int64_t values, const OfChunk& of_chunk, const OfRow& of_row) {
+  const Chunks chunks(args, rows);
   static thread_local std::vector<double> kept;  // [chunks + 1, values], of the calling thread
   kept.assign((chunks.size() + 1) * values, 0.0);
   double* const sums = kept.data();

@@ -3,19 +3,19 @@
 namespace mtadam::cuda {
 namespace {
 
-// The end of stage 1, unless the norms are there already (then there are no sums), and stage 2. A block per row.
+// The end of stage 1, unless the norms are there already (then `partial` is null), and stage 2. A block per row.
 template <class S>
-__global__ void __launch_bounds__(kThreads) balance_kernel(const __grid_constant__ S slice) {
-  const int64_t r = slice.first + blockIdx.x;
-  if (slice.partial) fold_norms_row(slice, r);
-  balance_row(slice, r);
+__global__ void __launch_bounds__(kThreads) balance_kernel(const __grid_constant__ S args) {
+  const int64_t r = args.first + blockIdx.x;
+  if (args.partial) fold_norms_row(args, r);
+  balance_row(args, r);
 }
 
 }  // namespace
 
 template <class S>
-void balance(const S& slice, int64_t, cudaStream_t stream) {
-  launch_blocks(balance_kernel<S>, slice.count, stream, slice);
+void balance(const S& args, int64_t, cudaStream_t stream) {
+  launch_blocks(balance_kernel<S>, args.count, stream, args);
 }
 
 MTADAM_INSTANTIATE(balance)

@@ -1,7 +1,7 @@
 // What the CUDA kernels share: their argument, chunks of rows, vectors of elements, and launching.
 //
-// The tests run these sources on the CPU too, behind a header that stands in for the CUDA runtime; so nothing here goes
-// beyond what that header has.
+// The tests run these sources on the CPU too, with a header in the place of the CUDA runtime. So they use only what
+// that header has.
 #pragma once
 
 #include <cstdint>
@@ -21,70 +21,54 @@ namespace mtadam::cuda {
 // Threads of a block; a block works on one chunk of one row.
 constexpr int kThreads = 256;
 
-// Bytes that a thread takes at once, and how many elements that is.
+// Bytes of one access to memory, and the elements in it.
 constexpr int64_t kVectorBytes = 16;
 template <class T>
 constexpr int kVector = kVectorBytes / sizeof(T);
 
-// Addresses in a kernel's argument, of which there are two sizes because a launch costs more the larger it is: about
-// 4 KB, for most models, and nearly the 32,764 bytes that there may be.
+// Addresses in a kernel's argument. A launch costs more the larger its argument is, so there are two sizes: about 4 KB,
+// enough for most models, and nearly the 32,764 bytes that CUDA allows.
 constexpr int64_t kFewAddresses = 480;
 constexpr int64_t kMaxAddresses = 4064;
 
-// What a row's step needs to know of all its addresses, set in that of its first term; no address is as large.
-constexpr int64_t kReached = int64_t(1) << 60;  // a term reaches the row
+// Flags of a row, set in the address of its first term: bits that no address has.
+constexpr int64_t kHasGrad = int64_t(1) << 60;  // a term reaches the row
 constexpr int64_t kWide = int64_t(1) << 61;     // its gradients are float32, though the parameter is not
 constexpr int64_t kAligned = int64_t(1) << 62;  // all addresses of the row are multiples of kVectorBytes
-constexpr int64_t kFlags = kReached | kWide | kAligned;
+constexpr int64_t kFlags = kHasGrad | kWide | kAligned;
 
-// The argument of every kernel: rows [first, first + count) of a step. All pointers are to device memory.
+// The argument of every kernel: rows [first, first + count) of a step.
 template <class C, int64_t kAddresses>
-struct Slice {
+struct KernelArgs : DeviceArgs<C> {
   using Arithmetic = C;
 
-  int64_t terms, moments, first, count, rows, first_chunk;
-  int64_t chunks;              // of the whole step
-  const Row* row;              // [rows]
-  const Group* group;          // [groups]
-  const double* weight;        // [groups, terms]
-  const int64_t* second;       // [moments, rows] addresses
-  const int64_t* maximum;      // [moments, rows] addresses
-  const int64_t* chunk_start;  // [rows + 1] the number of each row's first chunk
-  const Chunk* chunk;          // [chunks]
-  C* partial;                  // [sums, chunks] sums over the elements of a chunk: a square per term, or all products
-  StepFactors<C>* factors;     // [rows]
-  const int32_t* order;        // [2 * chunks] for mtadam_step
-  unsigned* queue;             // [1 + rows] for mtadam_step, zeros before it and after
-  float* steps;                // [rows] steps taken
-  C* norm;                     // [rows, terms]
-  C* running;                  // [rows, terms]
-  C* scale;                    // [rows, terms]
-  double* gram;                // [rows, terms, terms]
-  bool wants_combined;
+  int64_t first, count, first_chunk;
   // [terms, count] addresses of gradients, 0 where absent, with a row's flags in that of the first term; then, where
   // wanted, [count] addresses for the combined gradients.
   int64_t address[kAddresses];
 
-  MTADAM_FN int64_t grad(int64_t k, int64_t r) const { return address[k * count + r - first] & ~kFlags; }
-  MTADAM_FN int64_t combined(int64_t r) const { return wants_combined ? address[terms * count + r - first] : 0; }
+  MTADAM_FN int64_t grad_of(int64_t k, int64_t r) const { return address[k * count + r - first] & ~kFlags; }
+  MTADAM_FN int64_t combined_of(int64_t r) const {
+    return this->wants_combined ? address[this->terms * count + r - first] : 0;
+  }
   MTADAM_FN bool has(int64_t flag, int64_t r) const { return address[r - first] & flag; }
-  MTADAM_FN C& partial_sum(int64_t number, int64_t chunk) const { return partial[number * chunks + chunk]; }
+  MTADAM_FN C& partial_sum(int64_t number, int64_t chunk) const { return this->partial[number * this->chunks + chunk]; }
 };
-static_assert(sizeof(Slice<double, kFewAddresses>) <= 4096, "most models' argument is at most 4 KB");
-static_assert(sizeof(Slice<double, kMaxAddresses>) <= 32764, "a kernel's argument is at most 32,764 bytes");
+static_assert(sizeof(KernelArgs<double, kFewAddresses>) <= 4096, "most models' argument is at most 4 KB");
+static_assert(sizeof(KernelArgs<double, kMaxAddresses>) <= 32764, "a kernel's argument is at most 32,764 bytes");
 
-// One of the slice's chunks, counted from its first.
+// Returns a chunk of the launch, counted from its first.
 template <class S>
-__device__ inline Chunk chunk_of(const S& slice, int64_t index) {
-  return slice.chunk[slice.first_chunk + index];
+__device__ inline Chunk chunk_of(const S& args, int64_t index) {
+  return args.chunk[args.first_chunk + index];
 }
 
-// Gradients are read by two kernels of a step and written by none: the cache keeps them rather than state, which is
-// touched once.
+// Two kernels of a step read the gradients, and none writes them. So the cache should keep them rather than the state,
+// which is touched once.
 enum class Data { kGradient, kState };
 
-// V consecutive elements in registers. Only CUDA's own functions are sure to make one access to memory of 16 bytes: one
-// of a struct, or of a vector's type, may become an access for each member.
+// V consecutive elements in registers. Only CUDA's own functions are sure to make one access of 16 bytes: that of a
+// struct, or of a vector type, may become one access per member.
 template <class T, int V>
 struct Pack {
   T at[V];
@@ -122,7 +106,7 @@ struct Pack {
 };
 
 template <class C, class T, int V>
-__device__ inline Pack<C, V> converted(const Pack<T, V>& stored) {
+__device__ inline Pack<C, V> convert(const Pack<T, V>& stored) {
   Pack<C, V> loaded;
 #pragma unroll
   for (int j = 0; j < V; ++j) loaded.at[j] = load(stored.at[j]);
@@ -131,7 +115,7 @@ __device__ inline Pack<C, V> converted(const Pack<T, V>& stored) {
 
 template <class C, int V, class T>
 __device__ inline Pack<C, V> load_pack(const T* from) {
-  return converted<C>(Pack<T, V>::template read<Data::kState>(from));
+  return convert<C>(Pack<T, V>::template read<Data::kState>(from));
 }
 
 template <class T, class C, int V>
@@ -147,25 +131,24 @@ __device__ inline T* element(int64_t address, int64_t i) {
   return reinterpret_cast<T*>(address) + i;
 }
 
-// The gradients of T terms of a row, null where absent or beyond the last term. Loads of them do not wait for each
-// other.
+// The gradients of T terms of a row, null where absent or beyond the last term. Their loads do not wait for each other.
 template <class G, int T>
 struct Tile {
   const G* grad[T];
 
   template <class S>
-  __device__ Tile(const S& slice, int64_t r, int64_t first) {
+  __device__ Tile(const S& args, int64_t r, int64_t first) {
 #pragma unroll
     for (int k = 0; k < T; ++k)
-      grad[k] = first + k < slice.terms ? element<const G>(slice.grad(first + k, r), 0) : nullptr;
+      grad[k] = first + k < args.terms ? element<const G>(args.grad_of(first + k, r), 0) : nullptr;
   }
 
-  // Zeros where absent.
+  // Returns zeros where absent.
   template <class C, int V>
   __device__ Pack<C, V> load(int k, int64_t i) const {
     Pack<G, V> stored = {};
     if (grad[k]) stored = Pack<G, V>::template read<Data::kGradient>(grad[k] + i);
-    return converted<C>(stored);
+    return convert<C>(stored);
   }
 };
 
@@ -174,22 +157,22 @@ struct Width {
   static constexpr int value = V;
 };
 
-// Shares the elements of a chunk among the threads of a block: calls body(Width<W>(), i) for W elements from i on, for
-// vectors of V where the row is aligned, else for one at a time.
+// Shares the elements of a chunk among the threads of a block: calls body(Width<W>(), i) for W elements from i on. W is
+// V where the row is aligned, else 1.
 template <int V, class S, class Body>
-__device__ inline void for_vectors(const S& slice, const Chunk& chunk, const Body& body) {
-  const int64_t tail = slice.has(kAligned, chunk.row) ? chunk.end - (chunk.end - chunk.begin) % V : chunk.begin;
+__device__ inline void for_vectors(const S& args, const Chunk& chunk, const Body& body) {
+  const int64_t tail = args.has(kAligned, chunk.row) ? chunk.end - (chunk.end - chunk.begin) % V : chunk.begin;
   for (int64_t i = chunk.begin + threadIdx.x * V; i < tail; i += kThreads * V) body(Width<V>(), i);
   for (int64_t i = tail + threadIdx.x; i < chunk.end; i += kThreads) body(Width<1>(), i);
 }
 
 // Calls f with a value of the type of a row's gradients.
 template <class S, class F>
-__device__ inline void with_grad_type(const S& slice, int64_t r, const F& f) {
+__device__ inline void with_grad_type(const S& args, int64_t r, const F& f) {
   if constexpr (std::is_same_v<typename S::Arithmetic, double>) {
     f(double());
   } else {
-    switch (slice.has(kWide, r) ? int64_t(kFloat32) : slice.row[r].param_type) {
+    switch (args.has(kWide, r) ? int64_t(kFloat32) : args.row[r].param_type) {
       case kBFloat16:
         return f(BFloat16());
       case kFloat16:
@@ -202,10 +185,10 @@ __device__ inline void with_grad_type(const S& slice, int64_t r, const F& f) {
 
 // Calls f with values of the types of a row's parameter and of its gradients.
 template <class S, class F>
-__device__ inline void with_types(const S& slice, int64_t r, const F& f) {
-  with_grad_type(slice, r, [&](auto grad) {
+__device__ inline void with_types(const S& args, int64_t r, const F& f) {
+  with_grad_type(args, r, [&](auto grad) {
     if constexpr (std::is_same_v<decltype(grad), float>) {
-      switch (slice.row[r].param_type) {
+      switch (args.row[r].param_type) {
         case kBFloat16:
           return f(BFloat16(), grad);
         case kFloat16:
@@ -228,32 +211,31 @@ void launch(void (*kernel)(Argument), unsigned blocks, unsigned threads, cudaStr
 #endif
 
 template <class S>
-void launch_blocks(void (*kernel)(S), int64_t blocks, cudaStream_t stream, const S& slice,
-                   unsigned threads = kThreads) {
-  if (blocks) launch(kernel, unsigned(blocks), threads, stream, slice);
+void launch_blocks(void (*kernel)(S), int64_t blocks, cudaStream_t stream, const S& args, unsigned threads = kThreads) {
+  if (blocks) launch(kernel, unsigned(blocks), threads, stream, args);
 }
 
-// Each launches its kernels, which stand in the file of the same name (fold_norms: term_norms), for a slice of so many
+// Each launches its kernels, which are in the file of the same name (fold_norms: term_norms), for args of so many
 // chunks.
 template <class S>
-void term_norms(const S& slice, int64_t chunks, cudaStream_t stream);
+void term_norms(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
-void fold_norms(const S& slice, int64_t chunks, cudaStream_t stream);
+void fold_norms(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
-void balance(const S& slice, int64_t chunks, cudaStream_t stream);
+void balance(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
-void mtadam_update(const S& slice, int64_t chunks, cudaStream_t stream);
+void mtadam_update(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
-void mtadam_step(const S& slice, int64_t chunks, cudaStream_t stream);
+void mtadam_step(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
-void term_gram(const S& slice, int64_t chunks, cudaStream_t stream);
+void term_gram(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
-void combined_adam(const S& slice, int64_t chunks, cudaStream_t stream);
+void combined_adam(const S& args, int64_t chunks, cudaStream_t stream);
 
-#define MTADAM_INSTANTIATE(launcher)                                                  \
-  template void launcher(const Slice<double, kFewAddresses>&, int64_t, cudaStream_t); \
-  template void launcher(const Slice<double, kMaxAddresses>&, int64_t, cudaStream_t); \
-  template void launcher(const Slice<float, kFewAddresses>&, int64_t, cudaStream_t);  \
-  template void launcher(const Slice<float, kMaxAddresses>&, int64_t, cudaStream_t);
+#define MTADAM_INSTANTIATE(launcher)                                                       \
+  template void launcher(const KernelArgs<double, kFewAddresses>&, int64_t, cudaStream_t); \
+  template void launcher(const KernelArgs<double, kMaxAddresses>&, int64_t, cudaStream_t); \
+  template void launcher(const KernelArgs<float, kFewAddresses>&, int64_t, cudaStream_t);  \
+  template void launcher(const KernelArgs<float, kMaxAddresses>&, int64_t, cudaStream_t);
 
 }  // namespace mtadam::cuda

@@ -1,9 +1,8 @@
 // The three stages in one launch.
 //
-// Blocks take their work from a queue, in order: for each row the norms of its chunks and, some chunks of the rows
-// after it later, its updates (the order is made on the host). By then its norms are mostly complete, and its gradients
-// still in the cache. A block that has to wait waits for blocks that took their work before it, so the first of them
-// never waits, whichever run.
+// Blocks take work from a queue, in an order that the host has made: the norms of a row's chunks and, after the norms
+// of some more chunks, the row's updates. By then its norms are mostly complete, and its gradients still in the cache.
+// A block waits only for blocks that took their work before it. So the first of them never waits, whichever blocks run.
 #include "stages.cuh"
 
 #if defined(__CUDACC__)
@@ -15,17 +14,17 @@ namespace {
 
 using Counter = ::cuda::atomic_ref<unsigned, ::cuda::thread_scope_device>;
 
-// How far a row is: a count of the chunks of which the norms are complete, one more when the row is balanced, and of
-// the chunks whose update has begun. The last of these sets it back to zero.
+// The progress of a row: a count of the chunks whose norms are complete, one more when the row is balanced, and of the
+// chunks whose update has begun. The last update sets it back to zero.
 template <class S>
 struct Progress {
   Counter count;
   unsigned chunks;
 
-  __device__ Progress(const S& slice, int64_t r)
-      : count(slice.queue[1 + r]), chunks(unsigned(slice.chunk_start[r + 1] - slice.chunk_start[r])) {}
+  __device__ Progress(const S& args, int64_t r)
+      : count(args.queue[1 + r]), chunks(unsigned(args.chunk_start[r + 1] - args.chunk_start[r])) {}
 
-  // Whether these were the last norms to be complete. Then all of them can be read, by the whole block.
+  // Returns whether these were the last norms of the row. Then the whole block can read all of them.
   __device__ bool end_norms() {
     __shared__ bool last;
     __syncthreads();
@@ -40,7 +39,7 @@ struct Progress {
   __device__ void begin_update() {
     if (threadIdx.x == 0) {
       while (count.load(::cuda::memory_order_relaxed) <= chunks) __nanosleep(20);
-      // Acquired once, not each time in vain: that empties the multiprocessor's first-level cache.
+      // Acquires once, not at each turn of the loop, because that empties the multiprocessor's first-level cache.
       if (count.fetch_add(1, ::cuda::memory_order_acquire) == 2 * chunks) count.store(0, ::cuda::memory_order_relaxed);
     }
     __syncthreads();
@@ -50,26 +49,26 @@ struct Progress {
 // A block for the norms of each chunk, and one for its update.
 template <class S>
 __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
-    mtadam_step_kernel(const __grid_constant__ S slice) {
+    mtadam_step_kernel(const __grid_constant__ S args) {
   __shared__ int32_t work;
   if (threadIdx.x == 0) {
-    Counter taken(slice.queue[0]);
+    Counter taken(args.queue[0]);
     const unsigned place = taken.fetch_add(1, ::cuda::memory_order_relaxed);
     if (place == gridDim.x - 1) taken.store(0, ::cuda::memory_order_relaxed);
-    work = slice.order[2 * slice.first_chunk + place];
+    work = args.order[2 * args.first_chunk + place];
   }
   __syncthreads();
   const bool is_update = work < 0;
-  const Chunk chunk = slice.chunk[is_update ? ~work : work];
-  Progress<S> row(slice, chunk.row);
+  const Chunk chunk = args.chunk[is_update ? ~work : work];
+  Progress<S> row(args, chunk.row);
   if (is_update) {
     row.begin_update();
-    mtadam_update_chunk(slice, chunk);
+    mtadam_update_chunk(args, chunk);
   } else {
-    chunk_norms(slice, chunk);
+    chunk_norms(args, chunk);
     if (!row.end_norms()) return;
-    fold_norms_row(slice, chunk.row);
-    balance_row(slice, chunk.row);
+    fold_norms_row(args, chunk.row);
+    balance_row(args, chunk.row);
     row.end_balance();
   }
 }
@@ -77,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic
 }  // namespace
 
 template <class S>
-void mtadam_step(const S& slice, int64_t chunks, cudaStream_t stream) {
-  launch_blocks(mtadam_step_kernel<S>, 2 * chunks, stream, slice);
+void mtadam_step(const S& args, int64_t chunks, cudaStream_t stream) {
+  launch_blocks(mtadam_step_kernel<S>, 2 * chunks, stream, args);
 }
 
 MTADAM_INSTANTIATE(mtadam_step)

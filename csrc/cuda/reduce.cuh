@@ -5,8 +5,7 @@
 
 namespace mtadam::cuda {
 
-// The sums over all threads of N values, the n-th to thread n. All threads of the block take part, and there are
-// Threads.
+// Returns the sums of N values over the threads of a block of Threads, the n-th to thread n. All threads call it.
 template <int Threads = kThreads, int N, class T>
 __device__ inline T block_sums(const T (&values)[N]) {
   static_assert(N <= Threads, "a thread for each sum");
@@ -25,15 +24,15 @@ __device__ inline T block_sums(const T (&values)[N]) {
   return sum;
 }
 
-// Those of the partial sums [first, last) of a row's chunks that are among the first N, added up, the n-th to thread n
-// of a block of Threads.
+// Returns up to N of the partial sums [first, last) summed over a row's chunks, the n-th to thread n of a block of
+// Threads.
 template <int N, int Threads = kThreads, class S>
-__device__ inline double row_sums(const S& slice, int64_t r, int64_t first, int64_t last) {
+__device__ inline double row_sums(const S& args, int64_t r, int64_t first, int64_t last) {
   double sums[N] = {};
-  for (int64_t c = slice.chunk_start[r] + threadIdx.x; c < slice.chunk_start[r + 1]; c += Threads) {
+  for (int64_t c = args.chunk_start[r] + threadIdx.x; c < args.chunk_start[r + 1]; c += Threads) {
 #pragma unroll
     for (int n = 0; n < N; ++n)
-      if (first + n < last) sums[n] += double(slice.partial_sum(first + n, c));
+      if (first + n < last) sums[n] += double(args.partial_sum(first + n, c));
   }
   return block_sums<Threads>(sums);
 }

@@ -5,26 +5,26 @@ namespace {
 
 // Stage 1, a block per chunk.
 template <class S>
-__global__ void __launch_bounds__(kThreads) term_norms_kernel(const __grid_constant__ S slice) {
-  chunk_norms(slice, chunk_of(slice, blockIdx.x));
+__global__ void __launch_bounds__(kThreads) term_norms_kernel(const __grid_constant__ S args) {
+  chunk_norms(args, chunk_of(args, blockIdx.x));
 }
 
 // Its end, a block per row.
 template <class S>
-__global__ void __launch_bounds__(kThreads) fold_norms_kernel(const __grid_constant__ S slice) {
-  fold_norms_row(slice, slice.first + blockIdx.x);
+__global__ void __launch_bounds__(kThreads) fold_norms_kernel(const __grid_constant__ S args) {
+  fold_norms_row(args, args.first + blockIdx.x);
 }
 
 }  // namespace
 
 template <class S>
-void term_norms(const S& slice, int64_t chunks, cudaStream_t stream) {
-  launch_blocks(term_norms_kernel<S>, chunks, stream, slice);
+void term_norms(const S& args, int64_t chunks, cudaStream_t stream) {
+  launch_blocks(term_norms_kernel<S>, chunks, stream, args);
 }
 
 template <class S>
-void fold_norms(const S& slice, int64_t, cudaStream_t stream) {
-  launch_blocks(fold_norms_kernel<S>, slice.count, stream, slice);
+void fold_norms(const S& args, int64_t, cudaStream_t stream) {
+  launch_blocks(fold_norms_kernel<S>, args.count, stream, args);
 }
 
 MTADAM_INSTANTIATE(term_norms)

@@ -10,82 +10,66 @@ namespace mtadam::cuda {
 template <class C>
 constexpr int kUpdateBlocks = 16 / sizeof(C);
 
-// The scalars of a row.
-template <class C>
-struct RowStep {
-  int64_t number;
-  C direction, beta1, one_minus_beta1, beta2, one_minus_beta2, l2_decay;
-  StepFactors<C> factors;
-};
-
+// Counts the step of a row that a term reaches, and computes its factors. One thread of a grid calls it.
 template <class S>
-__device__ inline auto row_step(const S& slice, int64_t r) {
-  using C = typename S::Arithmetic;
-  const Group& g = slice.group[slice.row[r].group];
-  return RowStep<C>{r,          C(g.direction),   C(g.beta1),    C(1.0 - g.beta1),
-                    C(g.beta2), C(1.0 - g.beta2), C(g.l2_decay), slice.factors[r]};
-}
-
-// Counts the step of a row that a term reaches, and notes what it multiplies by; for one thread of a grid.
-template <class S>
-__device__ inline void begin_row(const S& slice, int64_t r) {
-  const Group& g = slice.group[slice.row[r].group];
-  if (slice.has(kReached, r)) slice.steps[r] += 1;
-  slice.factors[r] =
-      step_factors<typename S::Arithmetic>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(slice.steps[r]));
+__device__ inline void begin_row(const S& args, int64_t r) {
+  const Group& g = args.group[args.row[r].group];
+  if (args.has(kHasGrad, r)) args.steps[r] += 1;
+  args.factors[r] =
+      step_factors<typename S::Arithmetic>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(args.steps[r]));
 }
 
 // The types of V elements of a parameter and of its gradients.
 template <int V, class P, class G>
 struct Elements {};
 
-// V elements of a parameter and of its first moment, from element i on.
+// V elements of row r, from element i on: the parameter and its first moment.
 template <class C, int V>
 struct State {
-  int64_t i;
+  int64_t r, i;
   Pack<C, V> param, exp_avg;
 
   template <class P, class S>
-  static __device__ State read(const S& slice, int64_t r, int64_t i) {
-    return {i, load_pack<C, V>(element<const P>(slice.row[r].param, i)),
-            load_pack<C, V>(element<const C>(slice.row[r].exp_avg, i))};
+  static __device__ State read(const S& args, int64_t r, int64_t i) {
+    return {r, i, load_pack<C, V>(element<const P>(args.row[r].param, i)),
+            load_pack<C, V>(element<const C>(args.row[r].exp_avg, i))};
   }
 };
 
-// If a term reaches the row, calls update(Elements<V, P, G>(), state, row) for V elements after V elements.
+// If a term reaches the row, calls update(Elements<V, P, G>(), state, row) for every V elements.
 template <class S, class Update>
-__device__ inline void update_chunk(const S& slice, const Chunk& chunk, const Update& update) {
+__device__ inline void update_chunk(const S& args, const Chunk& chunk, const Update& update) {
   using C = typename S::Arithmetic;
-  if (!slice.has(kReached, chunk.row)) return;
-  const auto row = row_step(slice, chunk.row);
-  with_types(slice, chunk.row, [&](auto param, auto grad) {
-    for_vectors<kVector<C>>(slice, chunk, [&](auto width, int64_t i) {
+  if (!args.has(kHasGrad, chunk.row)) return;
+  const auto row = row_scalars(args.group[args.row[chunk.row].group], args.factors[chunk.row]);
+  with_types(args, chunk.row, [&](auto param, auto grad) {
+    for_vectors<kVector<C>>(args, chunk, [&](auto width, int64_t i) {
       constexpr int V = decltype(width)::value;
       using P = decltype(param);
-      update(Elements<V, P, decltype(grad)>(), State<C, V>::template read<P>(slice, row.number, i), row);
+      update(Elements<V, P, decltype(grad)>(), State<C, V>::template read<P>(args, chunk.row, i), row);
     });
   });
 }
 
 template <class C, int V>
-__device__ inline void raise(Pack<C, V>& largest, const Pack<C, V>& by) {
+__device__ inline void max_into(Pack<C, V>& largest, const Pack<C, V>& by) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) largest.at[j] = larger(largest.at[j], by.at[j]);
+  for (int j = 0; j < V; ++j) largest.at[j] = nan_max(largest.at[j], by.at[j]);
 }
 
-// A second moment, or its maximum where one is kept, which is raised first: what bounds the step.
+// Returns what bounds the step: a second moment, or its maximum so far where one is kept, which is raised first.
 template <class S, class C, int V>
-__device__ inline Pack<C, V> bound_of(const S& slice, int64_t pair, int64_t i, Pack<C, V> second) {
-  if (!slice.maximum[pair]) return second;
-  C* const maximum = element<C>(slice.maximum[pair], i);
-  raise(second, load_pack<C, V>(maximum));
-  store_pack(maximum, second);
-  return second;
+__device__ inline Pack<C, V> bound_of(const S& args, int64_t pair, int64_t i, Pack<C, V> exp_avg_sq) {
+  if (!args.max_exp_avg_sq[pair]) return exp_avg_sq;
+  C* const max_exp_avg_sq = element<C>(args.max_exp_avg_sq[pair], i);
+  max_into(exp_avg_sq, load_pack<C, V>(max_exp_avg_sq));
+  store_pack(max_exp_avg_sq, exp_avg_sq);
+  return exp_avg_sq;
 }
 
-// What both updates end with: first moment, parameter, and the combined gradient where it is wanted.
+// Ends both updates: first moment, parameter, and the combined gradient where it is wanted.
 template <class P, class S, class C, int V>
-__device__ inline void advance(const S& slice, State<C, V> state, const RowStep<C>& row, const Pack<C, V>& gradient,
+__device__ inline void advance(const S& args, State<C, V> state, const RowScalars<C>& row, const Pack<C, V>& gradient,
                                const Pack<C, V>& combined, const Pack<C, V>& largest) {
 #pragma unroll
   for (int j = 0; j < V; ++j) {
@@ -93,9 +77,9 @@ __device__ inline void advance(const S& slice, State<C, V> state, const RowStep<
     exp_avg = first_moment(exp_avg, gradient.at[j], row.beta1, row.one_minus_beta1);
     state.param.at[j] = updated_param(state.param.at[j], exp_avg, largest.at[j], row.factors);
   }
-  store_pack(element<C>(slice.row[row.number].exp_avg, state.i), state.exp_avg);
-  store_pack(element<P>(slice.row[row.number].param, state.i), state.param);
-  if (slice.combined(row.number)) store_pack(element<P>(slice.combined(row.number), state.i), combined);
+  store_pack(element<C>(args.row[state.r].exp_avg, state.i), state.exp_avg);
+  store_pack(element<P>(args.row[state.r].param, state.i), state.param);
+  if (args.combined_of(state.r)) store_pack(element<P>(args.combined_of(state.r), state.i), combined);
 }
 
 }  // namespace mtadam::cuda

@@ -4,11 +4,10 @@ import torch
 
 from ..tables.step_args import StepArgs
 from . import native
-from .native import packed
 
 
 def status() -> tuple[bool, str]:
-    """Whether the kernels can be used here, and their particulars or why not."""
+    """Return whether the kernels can be used here, and their details or why not."""
     module = native.module
     if module is None:
         return False, native.why_missing()
@@ -24,19 +23,19 @@ class CpuBackend:
         return device.type == "cpu"
 
     def term_norms(self, args: StepArgs) -> None:
-        native.module.term_norms(*packed(args))
+        native.run("term_norms", args)
 
     def balance(self, args: StepArgs) -> None:
-        native.module.balance(*packed(args))
+        native.run("balance", args)
 
     def mtadam_update(self, args: StepArgs) -> None:
-        native.module.mtadam_update(*packed(args))
+        native.run("mtadam_update", args)
 
     def mtadam_step(self, args: StepArgs) -> None:
-        native.module.mtadam_step(*packed(args))
+        native.run("mtadam_step", args)
 
     def term_gram(self, args: StepArgs) -> None:
-        native.module.term_gram(*packed(args))
+        native.run("term_gram", args)
 
     def combined_adam(self, args: StepArgs) -> None:
-        native.module.combined_adam(*packed(args))
+        native.run("combined_adam", args)

@@ -1,7 +1,7 @@
-"""The native CUDA kernels: three launches a step, or one; for CombinedAdam with dot products four. The host waits for
-nothing.
+"""The native CUDA kernels. The host waits for nothing.
 
-Gradients' addresses travel in the kernels' argument; what else a step needs on the device is copied there before.
+A step of MTAdam is three launches, or one; a step of CombinedAdam with dot products is four. The gradients' addresses
+travel in the kernels' argument. What else a step needs on the device is copied there before.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,11 @@ from torch import Tensor
 from ..tables.param_table import ParamTable
 from ..tables.step_args import StepArgs
 from . import native
-from .device import MOST_ELEMENTS, DeviceTables, made_current
-from .native import packed
-
-# Stage of csrc/launch.h.
-TERM_NORMS, BALANCE, MTADAM_UPDATE, TERM_GRAM, COMBINED_ADAM, MTADAM_STEP, FOLD_NORMS = 1, 2, 4, 8, 16, 32, 64
+from .device import MOST_ELEMENTS, DeviceBuffers, made_current
 
 
 def status() -> tuple[bool, str]:
-    """Whether the kernels can be used here, and their particulars or why not."""
+    """Return whether the kernels can be used here, and their details or why not."""
     module = native.module
     if module is None:
         return False, native.why_missing()
@@ -33,13 +29,22 @@ def status() -> tuple[bool, str]:
     return True, f"kernels compiled for {module.CUDA_ARCHITECTURES}"
 
 
-# Of a step in one launch: chunks whose norms come between those of a row and its updates. A large GPU works on about as
-# many at a time, so the row's are complete by then; and its L2 still has their gradients, of at most so many elements.
+# In the one-launch step, so many chunks' norms come between the norms of a row and its updates. A large GPU works on
+# about as many at a time, so the row's norms are complete by then. Their gradients, of at most so many elements, are
+# still in its L2 cache.
 AHEAD, AHEAD_ELEMENTS = 256, 2**23
 
 
 def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
-    """Device.order of csrc/launch.h, for chunks of these rows: a row's updates follow its norms and AHEAD more."""
+    """Return the order in which blocks take work: a row's updates follow its norms and those of AHEAD more chunks.
+
+    Args:
+        chunk_rows: the row of each chunk.
+        rows_at_once: rows of a launch.
+
+    Returns:
+        ``[2 * chunks]``, the number of a chunk for its norms and the bitwise complement for its update.
+    """
     numbers = torch.arange(len(chunk_rows), device="cpu")
     end_of_row = torch.searchsorted(chunk_rows, chunk_rows, right=True)
     first_of_launch = chunk_rows // rows_at_once * rows_at_once
@@ -49,8 +54,8 @@ def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
     return torch.cat([numbers, ~numbers])[places].to(torch.int32)
 
 
-class CudaTables(DeviceTables):
-    """What the CUDA kernels need on the device besides: the chunks, and the queue of a step in one launch."""
+class CudaBuffers(DeviceBuffers):
+    """What the CUDA kernels need on the device besides: the chunks, and the queue of the one-launch step."""
 
     def __init__(self, args: StepArgs, one_launch: bool) -> None:
         super().__init__(args, AHEAD_ELEMENTS // AHEAD // args.table.terms if one_launch else MOST_ELEMENTS)
@@ -59,7 +64,7 @@ class CudaTables(DeviceTables):
         self._orders: dict[int, Tensor] = {}
 
     def order(self, args: StepArgs) -> Tensor:
-        """Of the queue of a step in one launch."""
+        """Return the order in which blocks take work in the one-launch step."""
         table = args.table
         rows = native.module.cuda_rows_at_once(table.terms, args.combined is not None)
         if rows not in self._orders:
@@ -71,65 +76,76 @@ class CudaBackend:
     """See :class:`mtadam_fused.backends.Backend`.
 
     Args:
-        stream: gives the address of a device's current stream; default torch's.
+        stream: returns the address of a device's current stream; default torch's.
         one_launch: make MTAdam's step in one launch instead of three.
     """
 
     def __init__(self, stream: Callable[[torch.device], int] | None = None, *, one_launch: bool = False) -> None:
         self.name = "cuda-one-launch" if one_launch else "cuda"
-        self._step = MTADAM_STEP if one_launch else TERM_NORMS | BALANCE | MTADAM_UPDATE
+        self._one_launch = one_launch
         self._stream = stream or (lambda device: torch.cuda.current_stream(device).cuda_stream)
-        self._tables: WeakKeyDictionary[ParamTable, CudaTables] = WeakKeyDictionary()
+        self._buffers: WeakKeyDictionary[ParamTable, CudaBuffers] = WeakKeyDictionary()
 
     def supports(self, device: torch.device) -> bool:
         return device.type == "cuda"
 
     def term_norms(self, args: StepArgs) -> None:
-        self._run(args, TERM_NORMS | FOLD_NORMS)
+        self._run(args, "TERM_NORMS", "FOLD_NORMS")
 
     def balance(self, args: StepArgs) -> None:
-        self._run(args, BALANCE)
+        self._run(args, "BALANCE")
 
     def mtadam_update(self, args: StepArgs) -> None:
-        self._run(args, MTADAM_UPDATE)
+        self._run(args, "MTADAM_UPDATE")
 
     def mtadam_step(self, args: StepArgs) -> None:
-        self._run(args, self._step)
+        if self._one_launch:
+            self._run(args, "MTADAM_STEP")
+        else:
+            self._run(args, "TERM_NORMS", "BALANCE", "MTADAM_UPDATE")
 
     def term_gram(self, args: StepArgs) -> None:
-        self._run(args, TERM_GRAM)
+        self._run(args, "TERM_GRAM")
 
     def combined_adam(self, args: StepArgs) -> None:
-        self._run(args, COMBINED_ADAM)
+        self._run(args, "COMBINED_ADAM")
 
-    def _run(self, args: StepArgs, stages: int) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CudaBackend":
+        return self  # the buffers are of tables, which no copy shares
+
+    def _run(self, args: StepArgs, *stages: str) -> None:
+        """Launch stages of csrc/launch.h, by the names of the module's constants.
+
+        They take ``DeviceArgs``: the members of ``StepArgs`` with the tables' copies on the device, and more.
+        """
         with made_current(args.table.device):
-            tables = self._tables.get(args.table)
-            if tables is None:
-                tables = self._tables[args.table] = CudaTables(args, self._step == MTADAM_STEP)
-            self._launch(args, tables, stages)
-
-    def _launch(self, args: StepArgs, tables: CudaTables, stages: int) -> None:
-        table = args.table
-        # Held until the kernels are launched: of a step that is captured, nothing else holds them.
-        hyperparameters = () if stages == TERM_GRAM else tables.hyperparameters(args)
-        groups, weights = [t.data_ptr() for t in hyperparameters] or (0, 0)
-        device: Any = native.module.Device(
-            table.device.index or 0,
-            self._stream(table.device),
-            tables.row.data_ptr(),
-            groups,
-            weights,
-            tables.second.data_ptr(),
-            tables.maximum.data_ptr(),
-            tables.chunk_start.data_ptr(),
-            tables.chunk.data_ptr(),
-            len(tables.chunk),
-            tables.chunk_elements,
-            0 if stages in (BALANCE, COMBINED_ADAM) else tables.partial.data_ptr(),
-            tables.factors.data_ptr(),
-            tables.order(args).data_ptr() if stages == MTADAM_STEP else 0,
-            tables.queue.data_ptr(),
-            args.combined is not None,
-        )
-        native.module.cuda_run(*packed(args), device, stages)
+            buffers = self._buffers.get(args.table)
+            if buffers is None:
+                buffers = self._buffers[args.table] = CudaBuffers(args, self._one_launch)
+            # Held until the kernels are launched: nothing else holds the hyper-parameters of a captured step.
+            hyperparameters = () if stages == ("TERM_GRAM",) else buffers.hyperparameters(args)
+            group, weight = [values.data_ptr() for values in hyperparameters] or (0, 0)
+            host = args.members()
+            device = host | {
+                "row": buffers.row.data_ptr(),
+                "group": group,
+                "weight": weight,
+                "grad": 0,
+                "grad_type": 0,
+                "exp_avg_sq": buffers.exp_avg_sq.data_ptr(),
+                "max_exp_avg_sq": buffers.max_exp_avg_sq.data_ptr(),
+                "combined": 0,
+                "index": args.table.device.index or 0,
+                "stream": self._stream(args.table.device),
+                "chunk_start": buffers.chunk_start.data_ptr(),
+                "chunk": buffers.chunk.data_ptr(),
+                "chunks": len(buffers.chunk),
+                "chunk_elements": buffers.chunk_elements,
+                "partial": 0 if stages in (("BALANCE",), ("COMBINED_ADAM",)) else buffers.partial.data_ptr(),
+                "factors": buffers.factors.data_ptr(),
+                "order": buffers.order(args).data_ptr() if stages == ("MTADAM_STEP",) else 0,
+                "queue": buffers.queue.data_ptr(),
+                "wants_combined": int(args.combined is not None),
+            }
+            stage = sum(getattr(native.module, name) for name in stages)
+            native.module.cuda_run(args.table.dtype == torch.float64, native.pack(host), native.pack(device), stage)

@@ -1,4 +1,4 @@
-"""The Triton kernels: for GPUs where the native CUDA kernels were not built, and for those of other vendors.
+"""The Triton kernels, for GPUs where the native CUDA kernels were not built, and for those of other vendors.
 
 A step is three launches, and two more for each further type that parameters of one arithmetic type are stored in; no
 synchronization with the host. Gradients' addresses are copied to the device in every step.
@@ -17,10 +17,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..tables.param_table import addresses
 from ..tables.step_args import StepArgs
-from .device import DeviceTables, Staging, made_current
-from .native import grad_types, or_in_sources
+from .device import DeviceBuffers, Staging, made_current
+from .native import or_in_sources
 
 OLDEST = (3, 3)  # the first whose functions take tuples; torch 2.7 comes with it
 WIDE = 1  # see triton_kernels/memory.py
@@ -30,7 +29,7 @@ DEVICE_TYPES = ("cpu",) if INTERPRETED else ("cuda", "xpu")
 
 @cache
 def load() -> tuple[Any, str]:
-    """The module of the kernels, and Triton's version; or None, and why not."""
+    """Return the module of the kernels, and Triton's version; or None, and why not."""
     wanted = f"install triton {'.'.join(map(str, OLDEST))} or newer"
     try:
         version = getattr(import_module("triton"), "__version__", "0")
@@ -46,7 +45,7 @@ def load() -> tuple[Any, str]:
 
 
 def status() -> tuple[bool, str]:
-    """Whether the kernels can be used here, and their particulars or why not."""
+    """Return whether the kernels can be used here, and their details or why not."""
     kernels, found = load()
     if kernels is None:
         return False, found
@@ -61,20 +60,21 @@ def status() -> tuple[bool, str]:
 
 
 def address_table(args: StepArgs) -> array:
-    """Addresses [terms + 1, rows]: of gradients, marked where wider than their parameter; of sums, or 0."""
+    """Return addresses [terms + 1, rows]: of gradients, marked WIDE where wider than their parameter; of sums, or 0."""
     table = args.table
-    types = grad_types(args)  # before the addresses: it may replace gradients
+    args.unify_grad_types()
     rows = len(table.params)
-    found = addresses([*args.grads, args.combined or [None] * rows])
-    for row, (own, param) in enumerate(zip(types, table.param_types, strict=True) if table.has_narrow_params else ()):
-        if own != param:
+    table_of_all = args.grad_table + args.combined_table
+    pairs = enumerate(zip(args.grad_types, table.param_types, strict=True)) if table.has_narrow_params else ()
+    for row, (grad_type, param_type) in pairs:
+        if grad_type != param_type:
             for pair in range(row, table.terms * rows, rows):
-                found[pair] |= WIDE if found[pair] else 0
-    return found
+                table_of_all[pair] |= WIDE if table_of_all[pair] else 0
+    return table_of_all
 
 
-class TritonTables(DeviceTables):
-    """What the Triton kernels need on the device besides: the chunks, apart for each type of parameters."""
+class TritonBuffers(DeviceBuffers):
+    """What the Triton kernels need on the device besides: the chunks, separately for each dtype of parameters."""
 
     def __init__(self, args: StepArgs) -> None:
         super().__init__(args)
@@ -91,33 +91,33 @@ class TritonTables(DeviceTables):
         self.staging = Staging(address_table(args), table.device)
 
 
-class Step:
-    """The kernels of one step, ready to be launched on the current stream of its device, which is current."""
+class StepLauncher:
+    """Launch the kernels of one step, on the current stream of its device, which is the current one."""
 
-    def __init__(self, args: StepArgs, tables: TritonTables, kernels: Any) -> None:
-        self._work, self._tables, self._kernels = args, tables, kernels
-        self._grads = tables.staging(address_table(args)).to(args.table.device, non_blocking=True)
+    def __init__(self, args: StepArgs, buffers: TritonBuffers, kernels: Any) -> None:
+        self._args, self._buffers, self._kernels = args, buffers, kernels
+        self._grads = buffers.staging(address_table(args)).to(args.table.device, non_blocking=True)
         self._size = (len(args.table.params), args.table.terms)
         self._width = 1 << (args.table.terms - 1).bit_length()
 
     @cached_property
     def _hyperparameters(self) -> tuple[Tensor, Tensor]:
-        return self._tables.hyperparameters(self._work)
+        return self._buffers.hyperparameters(self._args)
 
     def term_norms(self) -> None:
-        t = self._tables
-        self._for_chunks(self._kernels.term_norms, self._grads, t.partial, *self._size)
+        b = self._buffers
+        self._for_chunks(self._kernels.term_norms, self._grads, b.partial, *self._size)
 
     def fold_norms(self) -> None:
-        t, table = self._tables, self._work.table
+        b, table = self._buffers, self._args.table
         self._kernels.fold_norms[(len(table.params),)](
-            t.chunk_start, self._grads, t.partial, table.norms, *self._size, self._width
+            b.chunk_start, self._grads, b.partial, table.norms, *self._size, self._width
         )
 
     def balance(self, fold: bool = False) -> None:
-        t, table = self._tables, self._work.table
+        b, table = self._buffers, self._args.table
         self._kernels.balance[(len(table.params),)](
-            *(t.row, *self._hyperparameters, t.chunk_start, self._grads, t.partial, t.factors),
+            *(b.row, *self._hyperparameters, b.chunk_start, self._grads, b.partial, b.factors),
             *(table.steps, table.norms, table.norm_avg, table.scales, *self._size, self._width, fold),
         )
 
@@ -128,25 +128,25 @@ class Step:
         self._update(self._kernels.mtadam_update)
 
     def term_gram(self) -> None:
-        t, table = self._tables, self._work.table
-        self._for_chunks(self._kernels.term_gram, self._grads, t.partial, *self._size, self._width)
-        self._kernels.fold_gram[(len(table.params),)](t.chunk_start, t.partial, table.gram, table.terms, self._width)
+        b, table = self._buffers, self._args.table
+        self._for_chunks(self._kernels.term_gram, self._grads, b.partial, *self._size, self._width)
+        self._kernels.fold_gram[(len(table.params),)](b.chunk_start, b.partial, table.gram, table.terms, self._width)
 
     def combined_adam(self) -> None:
-        t, table = self._tables, self._work.table
+        b, table = self._buffers, self._args.table
         self._kernels.begin_step[(len(table.params),)](
-            t.row, self._hyperparameters[0], self._grads, t.factors, table.steps, *self._size
+            b.row, self._hyperparameters[0], self._grads, b.factors, table.steps, *self._size
         )
         self._update(self._kernels.combined_adam)
 
     def _update(self, kernel: Any) -> None:
-        t, scales = self._tables, self._work.table.scales
-        moments = (t.second, t.maximum)
-        self._for_chunks(kernel, t.row, self._hyperparameters[0], self._grads, *moments, t.factors, scales, *self._size)
+        b, scales = self._buffers, self._args.table.scales
+        moments = (b.exp_avg_sq, b.max_exp_avg_sq)
+        self._for_chunks(kernel, b.row, self._hyperparameters[0], self._grads, *moments, b.factors, scales, *self._size)
 
     def _for_chunks(self, kernel: Any, *arguments: Any) -> None:
-        """A launch for each type of parameters, a program for each chunk."""
-        for dtype, chunks in self._tables.typed_chunks:
+        """Launch once per dtype of parameters, with a program for each chunk."""
+        for dtype, chunks in self._buffers.typed_chunks:
             kernel[(len(chunks),)](chunks, *arguments, dtype, num_warps=self._kernels.WARPS)
 
 
@@ -156,35 +156,38 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self) -> None:
-        self._tables: WeakKeyDictionary[Any, TritonTables] = WeakKeyDictionary()
+        self._buffers: WeakKeyDictionary[Any, TritonBuffers] = WeakKeyDictionary()
 
     def supports(self, device: torch.device) -> bool:
         return device.type in DEVICE_TYPES
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TritonBackend":
+        return self  # the buffers are of tables, which no copy shares
+
     def term_norms(self, args: StepArgs) -> None:
-        self._run(args, Step.term_norms, Step.fold_norms)
+        self._run(args, StepLauncher.term_norms, StepLauncher.fold_norms)
 
     def balance(self, args: StepArgs) -> None:
-        self._run(args, Step.balance)
+        self._run(args, StepLauncher.balance)
 
     def mtadam_update(self, args: StepArgs) -> None:
-        self._run(args, Step.mtadam_update)
+        self._run(args, StepLauncher.mtadam_update)
 
     def mtadam_step(self, args: StepArgs) -> None:
-        self._run(args, Step.term_norms, Step.fold_and_balance, Step.mtadam_update)
+        self._run(args, StepLauncher.term_norms, StepLauncher.fold_and_balance, StepLauncher.mtadam_update)
 
     def term_gram(self, args: StepArgs) -> None:
-        self._run(args, Step.term_gram)
+        self._run(args, StepLauncher.term_gram)
 
     def combined_adam(self, args: StepArgs) -> None:
-        self._run(args, Step.combined_adam)
+        self._run(args, StepLauncher.combined_adam)
 
-    def _run(self, args: StepArgs, *stages: Callable[[Step], None]) -> None:
+    def _run(self, args: StepArgs, *stages: Callable[[StepLauncher], None]) -> None:
         kernels, _ = load()
         with made_current(args.table.device):
-            tables = self._tables.get(args.table)
-            if tables is None:
-                tables = self._tables[args.table] = TritonTables(args)
-            step = Step(args, tables, kernels)
+            buffers = self._buffers.get(args.table)
+            if buffers is None:
+                buffers = self._buffers[args.table] = TritonBuffers(args)
+            launcher = StepLauncher(args, buffers, kernels)
             for stage in stages:
-                stage(step)
+                stage(launcher)

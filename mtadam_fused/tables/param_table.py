@@ -29,6 +29,9 @@ from .layout import State, dense_like, exp_avg_sq_names
 # Storage dtypes and their codes in csrc/launch.h.
 STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
+# Members of ``Row`` in csrc/launch.h.
+ROW_FIELDS = ("param", "exp_avg", "numel", "group", "param_type")
+
 Moments = list[list[Tensor | None]]  # [K or 1][L], None where there is none
 
 

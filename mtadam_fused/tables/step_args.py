@@ -1,4 +1,8 @@
-"""The arguments of one step, as every backend takes them."""
+"""The arguments of one step, as every backend takes them.
+
+:meth:`StepArgs.members` is the one place in Python that names what the native kernels are given: a new pointer needs a
+line there, one in csrc/launch.h, and the kernel that reads it.
+"""
 
 import math
 from array import array
@@ -11,7 +15,10 @@ from torch import Tensor
 
 from ..hyperparameters import Hyperparameters
 from .layout import TermGradients
-from .param_table import ParamTable
+from .param_table import STORAGE_TYPES, ParamTable, addresses
+
+# Members of ``Group`` in csrc/launch.h.
+GROUP_FIELDS = ("lr", "beta1", "beta2", "beta3", "eps", "l2_decay", "decoupled_decay", "grad_sign", "first_nonzero")
 
 
 @dataclass
@@ -61,3 +68,66 @@ class StepArgs:
     def needs_copy(self) -> list[int]:
         """Rows of the parameters with gaps that any term reaches."""
         return [row for row in self.table.needs_copy if self.has_grad[row]]
+
+    def members(self) -> dict[str, int]:
+        """Return the members of ``StepArgs`` in csrc/launch.h, in their order: sizes and addresses in host memory.
+
+        Addresses of tables are valid as long as this object and its table. May make all gradients of a row float32.
+        """
+        table = self.table
+        self.unify_grad_types()
+        return {
+            "rows": len(table.params),
+            "terms": table.terms,
+            "moments": len(table.exp_avg_sqs),
+            "row": address_of(table.row_table),
+            "group": address_of(self.group_table),
+            "weight": address_of(self.weight_table),
+            "grad": address_of(self.grad_table),
+            "grad_type": address_of(self.grad_types),
+            "exp_avg_sq": address_of(table.exp_avg_sq_table),
+            "max_exp_avg_sq": address_of(table.max_exp_avg_sq_table),
+            "combined": address_of(self.combined_table),
+            "steps": table.steps.data_ptr(),
+            "norm": table.norms.data_ptr(),
+            "norm_avg": table.norm_avg.data_ptr(),
+            "scale": table.scales.data_ptr(),
+            "gram": 0 if table.per_term else table.gram.data_ptr(),
+        }
+
+    def unify_grad_types(self) -> None:
+        """Make all gradients of a row float32 where its terms have gradients of different dtypes; replaces them."""
+        if not self.table.has_narrow_params:
+            return
+        for row in range(len(self.table.params)):
+            if len({grad.dtype for term in self.grads if (grad := term[row]) is not None}) > 1:
+                for term in self.grads:
+                    term[row] = None if (grad := term[row]) is None else grad.float()
+
+    @cached_property
+    def grad_table(self) -> array:
+        """[K, L] addresses, 0 where absent."""
+        return addresses(self.grads)
+
+    @cached_property
+    def grad_types(self) -> array:
+        """[L] codes of STORAGE_TYPES; those of the parameters where no term reaches them."""
+        table = self.table
+        if not table.has_narrow_params:
+            return table.param_types
+        types = array("q", table.param_types)
+        for row in range(len(types)):
+            dtype = next((grad.dtype for term in self.grads if (grad := term[row]) is not None), None)
+            if dtype is not None:
+                types[row] = STORAGE_TYPES[dtype]
+        return types
+
+    @cached_property
+    def combined_table(self) -> array:
+        """[L] addresses for the combined gradients, 0 where they are not wanted."""
+        return self.table.null_addresses if self.combined is None else addresses([self.combined])
+
+
+def address_of(values: array) -> int:
+    """Return the address of the first of ``values``."""
+    return values.buffer_info()[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtadam_fused.backends import CudaBackend, device, native
-from mtadam_fused.backends.device import CAPTURES, DeviceTables, Staging
+from mtadam_fused.backends.device import CAPTURES, DeviceBuffers, Staging
 from tests.support.cuda_emulator import EmulatedCuda
 from tests.support.small_problem import begun
 
@@ -64,7 +64,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """One for each launch of CUDA kernels: whether the hyper-parameters that it was given still had their memory."""
     held: list[weakref.ref[Tensor]] = []
     found: list[bool] = []
-    hyperparameters = DeviceTables.hyperparameters
+    hyperparameters = DeviceBuffers.hyperparameters
 
     def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
         made = hyperparameters(*arguments)
@@ -73,7 +73,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     module = SimpleNamespace(Step=lambda *_: None, Device=lambda *_: None)
     module.cuda_run = lambda *_: found.append(all(tensor() is not None for tensor in held))
-    monkeypatch.setattr(DeviceTables, "hyperparameters", noted)
+    monkeypatch.setattr(DeviceBuffers, "hyperparameters", noted)
     monkeypatch.setattr(native, "module", module)
     return found
 
@@ -90,7 +90,7 @@ def test_a_step_outside_of_captures_allows_for_more(capture: Capture, launches: 
     (table,) = training.optimizer._table_cache._tables
     (backend,) = training.optimizer._backends.values()
     assert isinstance(backend, CudaBackend)
-    backend._tables[table]._staging = Staging(array("d", bytes(8 * 12)), CUDA)
+    backend._buffers[table]._staging = Staging(array("d", bytes(8 * 12)), CUDA)
     for lr in range(3 * CAPTURES):
         if lr % CAPTURES == 0:  # with hyper-parameters that are on the device already
             capture.on = False
