@@ -2,8 +2,10 @@
 
 import pytest
 
+from tests.support.cases import BACKENDS_OF_THE_CPU  # before mtadam_fused: turns on Triton's interpreter
+
+# isort: split
 from mtadam_fused.backends import statuses
-from tests.support.cases import BACKENDS_OF_THE_CPU
 
 
 @pytest.fixture(params=BACKENDS_OF_THE_CPU)

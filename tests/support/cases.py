@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.support.triton_interpreter import INTERPRETED  # before mtadam_fused, which reads what it sets
+
+# isort: split
+
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import FixedWeights
 from oracles.numpy_oracle import Parameter, step
 from oracles.tolerances import TooFar, check_params, check_values
-from tests.support.triton_interpreter import INTERPRETED
 
 BACKENDS_OF_THE_CPU = ("reference", "cpu", "triton") if INTERPRETED else ("reference", "cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
