@@ -14,12 +14,10 @@ from mtadam_fused import MTAdam
 from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
-from oracles.numpy_oracle import FAULTS
 from oracles.tolerances import TooFar, same
-from tests.kernels.test_golden import compare_with_trace
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
 from tests.support.cuda_graphs import captured
-from tests.support.golden import NAMES
+from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, Training, begun
 from tests.support.stages import check_other_norms, check_stages
 
@@ -39,7 +37,7 @@ def backend(gpu_backend: str) -> str:
 @in_one_launch_too
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, backend: str) -> None:
-    compare_with_trace(name, backend, "cuda")
+    check_trace(name, backend, "cuda")
 
 
 @in_one_launch_too
@@ -62,7 +60,7 @@ def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
     options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
     case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)

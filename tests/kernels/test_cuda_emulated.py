@@ -13,13 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from mtadam_fused.backends import Backend, native
-from oracles.numpy_oracle import FAULTS
 from oracles.tolerances import TooFar
-from tests.kernels.test_golden import test_golden_trace as check_golden_trace
-from tests.optimizer.test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
+from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_wide_gradients
 from tests.support.cuda_emulator import EmulatedCuda, build, load
-from tests.support.golden import NAMES
+from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, begun
 from tests.support.stages import check_other_norms, check_stages
 from tests.support.strategies import cases
@@ -47,7 +44,7 @@ in_either_way = pytest.mark.parametrize("cuda", [False, True], indirect=True, id
 @in_either_way
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, cuda: Backend) -> None:
-    check_golden_trace(name, cuda)
+    check_trace(name, cuda, "cpu")
 
 
 ANY = settings(
@@ -122,7 +119,7 @@ def test_wide_gradients(cuda: Backend) -> None:
     check_wide_gradients(cuda)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(fault: str, cuda: Backend) -> None:
     options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
     case = Case(torch.float32, ((129, 33),), terms=3, options=options, steps=3, **ONE)

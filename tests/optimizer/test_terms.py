@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import Backend
 from oracles.tolerances import same
+from tests.support.cases import check_wide_gradients
 
 
 def model_and_losses(seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -289,18 +290,7 @@ def test_autograd_sees_no_change_where_there_is_none(backend: str) -> None:
 
 
 def test_wide_gradients_of_narrow_parameters(backend: str | Backend) -> None:
-    """float32 gradients of bfloat16 parameters, alone and beside bfloat16 ones."""
-    p = nn.Parameter(torch.ones(300, dtype=torch.bfloat16))
-    if not hasattr(p, "grad_dtype"):
-        pytest.skip("this torch keeps gradients in the type of the parameter")
-    p.grad_dtype = None
-    optimizer = MTAdam([p], lr=0.5, backend=backend)
-    for dtype, term in ((torch.float32, 0), (torch.bfloat16, 1)):
-        with optimizer.term(term):
-            p.grad = torch.full((300,), 1.0 + term, dtype=dtype)
-    optimizer.step()
-    torch.testing.assert_close(p.detach(), torch.zeros_like(p))
-    assert optimizer.running_norms()[1][0].item() == pytest.approx(2 * 300**0.5)
+    check_wide_gradients(backend)
 
 
 def test_a_tensor_of_the_state_that_was_exchanged_is_used(backend: str) -> None:
