@@ -17,7 +17,7 @@ from oracles.tolerances import TooFar
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_wide_gradients
 from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES, check_trace
-from tests.support.small_problem import OPTIMIZERS, begun
+from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_stages
 from tests.support.strategies import cases
 
@@ -169,7 +169,7 @@ def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: Backend) -> 
 def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(threads: int) -> list[torch.Tensor]:
         monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))
-        training = begun(name, "cpu", cuda)
+        training = start_training(name, "cpu", cuda)
         training.step()
         return [p.detach() for p in training.params]
 
@@ -181,7 +181,7 @@ def test_one_launch_of_many_chunks_gives_the_same_bits_as_three(
     threads: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(backend: Backend) -> list[nn.Parameter]:
-        training = begun("MTAdam", "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
+        training = start_training("MTAdam", "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
         training.step()
         return training.params
 

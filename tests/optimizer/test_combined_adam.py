@@ -116,7 +116,7 @@ def test_keep_combined_grad_is_the_weighted_sum(backend: str) -> None:
 
 
 def shared_model(dtype: torch.dtype = torch.float32) -> tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]:
-    """A shared parameter, and one of each of two terms."""
+    """Return a shared parameter and one of each of two terms, and their losses."""
     torch.manual_seed(0)
     shared, one, other = (nn.Parameter(torch.randn(4, 4, dtype=dtype)) for _ in range(3))
     x = torch.randn(8, 4, dtype=dtype)
@@ -262,7 +262,7 @@ def test_flattened_checkpoints_hold_the_rules_state() -> None:
 
 @pytest.mark.parametrize("rule", ["GradNorm", "PCGrad"])
 def test_the_rules_state_matters(rule: str, backend: str) -> None:
-    """The control of the test above: without it a run goes on otherwise."""
+    """Negative control of the test above."""
     params, losses = shared_model()
     optimizer = CombinedAdam(params, RULES[rule](), lr=0.03, backend=backend)
     go_on(optimizer, losses, 5)

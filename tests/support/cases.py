@@ -21,19 +21,19 @@ from oracles import numpy_oracle
 from oracles.numpy_oracle import Parameter, step
 from oracles.tolerances import TooFar, check_params, check_values
 
-BACKENDS_OF_THE_CPU = ("reference", "cpu", "triton") if INTERPRETED else ("reference", "cpu")
+CPU_BACKENDS = ("reference", "cpu", "triton") if INTERPRETED else ("reference", "cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
 LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
 
 
 def fewer(count: int, backend: str | Backend) -> int:
-    """So many steps, examples or elements for a backend: a tenth for Triton's interpreter, which is slow."""
+    """Return ``count`` steps, examples or elements, a tenth for Triton's interpreter, which is slow."""
     return max(count // 10, 2) if backend == "triton" else count
 
 
-def laid_out(value: Tensor, layout: str) -> Tensor:
-    """``value`` in a memory layout, as far as its shape has it."""
+def lay_out(value: Tensor, layout: str) -> Tensor:
+    """Return ``value`` in a memory layout, as far as its shape has it."""
     if layout == "transposed" and value.dim() >= 2:
         return value.transpose(0, 1).contiguous().transpose(0, 1)
     if layout == "channels_last" and value.dim() == 4:
@@ -69,7 +69,7 @@ class Case:
     FAULTS: ClassVar[tuple[str, ...]] = (*numpy_oracle.FAULTS, "norms +1 %", "scales +1 %")
 
     def run(self, backend: str | Backend, fault: str | None = None) -> TermOptimizer:
-        """Runs the optimizer beside the formula, and compares them at every step.
+        """Run the optimizer beside the oracle, and compare them at every step.
 
         Raises:
             TooFar: they disagree.
@@ -103,16 +103,16 @@ class Case:
         return MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
 
     def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
-        """Advances ``x`` by the formula."""
+        """Advance ``x`` by the oracle's step."""
         step(x, grads, weights=dict(enumerate(self.weights)) if self.weights else None, fault=fault, **self.options)
 
     def params(self, random: np.random.Generator) -> list[nn.Parameter]:
         arrays = (np.asarray(random.standard_normal(shape)) for shape in self.shapes)
         values = (torch.from_numpy(array).to(self.device, self.dtype) for array in arrays)
-        return [nn.Parameter(laid_out(v, layout)) for v, layout in zip(values, self.layouts, strict=True)]
+        return [nn.Parameter(lay_out(v, layout)) for v, layout in zip(values, self.layouts, strict=True)]
 
     def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
-        """For each parameter, gradients by term; term k is 10 to the k % 4 times as large as term 0."""
+        """Return each parameter's gradients by term; term k is 10 to the k % 4 times as large as term 0."""
         found: list[dict[int, Tensor]] = []
         for p, layout in zip(params, self.grad_layouts, strict=True):
             of_terms: dict[int, Tensor] = {}
@@ -121,7 +121,7 @@ class Case:
                 array = np.asarray(random.standard_normal(tuple(p.shape)) * size)
                 value = torch.from_numpy(array).to(self.device, self.dtype)
                 if random.random() >= self.absent:
-                    of_terms[k] = laid_out(value, layout)
+                    of_terms[k] = lay_out(value, layout)
             found.append(of_terms)
         return found
 
@@ -153,7 +153,7 @@ class CombinedCase(Case):
 
     @classmethod
     def like(cls, case: Case) -> "CombinedCase":
-        """``case`` as one of CombinedAdam."""
+        """Return ``case`` as one of CombinedAdam."""
         values = {field.name: getattr(case, field.name) for field in fields(case)}
         options = {name: value for name, value in case.options.items() if name != "norm_init"}
         options["betas"] = options.get("betas", (0.9, 0.999))[:2]
@@ -169,7 +169,7 @@ class CombinedCase(Case):
         return CombinedAdam(params, rule, backend=backend, **self.options)
 
     def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
-        """All of an element's gradients of one sign: where a sum cancels, float32 leaves nothing to compare."""
+        """Give all of an element's gradients one sign: where a sum cancels, float32 leaves nothing to compare."""
         found = super().grads(random, params)
         for of_terms in found:
             signs = [g.sign() for g in of_terms.values()][:1]
@@ -185,7 +185,7 @@ class CombinedCase(Case):
     def check_scalars(
         self, optimizer: TermOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]], fault: str | None
     ) -> None:
-        """Compares each parameter's dot products, [K, K], with NumPy's."""
+        """Compare each parameter's dot products, [K, K], with NumPy's."""
         if not any(grads):
             return
         for table in optimizer._table_cache._tables:
@@ -201,7 +201,7 @@ GRAM_RELATIVE = {torch.float64: 1e-14, torch.float32: 3e-6}
 
 
 def products(grads: dict[int, Tensor], terms: int, fault: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Dot products of a parameter's gradients, [K, K], 0 where absent; and of their absolute values."""
+    """Return the dot products of a parameter's gradients, [K, K], 0 where absent; and those of absolute values."""
     rows = np.zeros((terms, max((g.numel() for g in grads.values()), default=0)))
     for k, g in grads.items():
         rows[k] = g.double().cpu().numpy().ravel()

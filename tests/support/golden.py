@@ -40,7 +40,7 @@ class Trace:
 
     @property
     def count(self) -> int:
-        """The number of parameters."""
+        """Return the number of parameters."""
         return len(self.meta["shapes"])
 
     def options(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Trace:
         return [{**g, "params": [params[i] for i in g["idx"]]} for g in groups]
 
     def group_options(self, k: int) -> dict[str, Any]:
-        """The options that hold for parameter k."""
+        """Return the options that hold for parameter k."""
         for group in self.meta["groups"] or []:
             if k in group["idx"]:
                 return self.options() | {name: value for name, value in group.items() if name != "idx"}
