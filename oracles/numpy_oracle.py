@@ -25,7 +25,7 @@ class Parameter:
     v_max: dict[int, Array] = field(default_factory=dict)
     ema: dict[int, float] = field(default_factory=dict)
     combined: Any = None
-    scale: dict[int, float] = field(default_factory=dict)
+    scale: dict[int, float] = field(default_factory=dict)  # of every term that has a running norm
 
 
 def step(
@@ -60,14 +60,13 @@ def step(
         elif norm_init == "first_step" or n > 1e-10:
             x.ema[k] = n
     loud = [k for k in sorted(x.ema) if x.ema[k] > 1e-10]
+    x.scale = dict.fromkeys(x.ema, 1.0)
+    for k in loud:
+        anchor = loud[-1 if fault == "wrong anchor" else 0]
+        x.scale[k] = (weights or {}).get(k, 1.0) * x.ema[anchor] / x.ema[k]
     total = np.zeros_like(p)
     for k, g in grads.items():
-        s = 1.0
-        if k in loud:
-            anchor = loud[-1 if fault == "wrong anchor" else 0]
-            s = (weights or {}).get(k, 1.0) * x.ema[anchor] / x.ema[k]
-        x.scale[k] = s
-        h = s * (-g if maximize else g)
+        h = x.scale.get(k, 1.0) * (-g if maximize else g)
         if not decoupled_weight_decay and fault != "decay after the update":
             h = h + weight_decay * p
         total = total + h

@@ -16,32 +16,32 @@ class Answer:
     by_learned: Array | None = None  # [K]
 
 
-def divided(losses: Array, priorities: Array, divisors: Array) -> Answer:
+def divide(losses: Array, priorities: Array, divisors: Array) -> Answer:
     return Answer(float(np.sum(priorities * losses / divisors)), priorities / divisors)
 
 
 def equal(losses: Array, priorities: Array, fault: str | None = None) -> Answer:
-    return divided(losses, priorities, np.full(len(losses), 1.0 if fault == "sum" else float(len(losses))))
+    return divide(losses, priorities, np.full(len(losses), 1.0 if fault == "sum" else float(len(losses))))
 
 
 def prior(losses: Array, priorities: Array, values: Array, fault: str | None = None) -> Answer:
-    return divided(losses, priorities, values / values.mean() if fault == "relative" else values)
+    return divide(losses, priorities, values / values.mean() if fault == "relative" else values)
 
 
 def real_time(losses: Array, priorities: Array, fault: str | None = None) -> Answer:
     if fault == "divisor differentiated":
         return Answer(float(np.sum(priorities)), np.zeros(len(losses)))
-    return divided(losses, priorities, losses)
+    return divide(losses, priorities, losses)
 
 
 def initial(history: list[Array], losses: Array, priorities: Array, batches: int, fault: str | None = None) -> Answer:
     """``history``: the losses of all calls in training so far, NaN where a term was absent."""
     columns = [column[~np.isnan(column)] for column in np.array(history).T]
     if fault == "last":
-        return divided(losses, priorities, np.array([column[-1] for column in columns]))
+        return divide(losses, priorities, np.array([column[-1] for column in columns]))
     if fault == "first":
         batches = 1
-    return divided(losses, priorities, np.array([column[:batches].mean() for column in columns]))
+    return divide(losses, priorities, np.array([column[:batches].mean() for column in columns]))
 
 
 def uncertainty(losses: Array, priorities: Array, p: Array, fault: str | None = None) -> Answer:
@@ -67,5 +67,5 @@ def kendall(losses: Array, priorities: Array, s: Array, kinds: list[str], fault:
 
 
 def best_p(loss: float) -> float:
-    """The minimum of 0.5 / p^2 * L + log(1 + p^2): p^4 = (L / 2) * (1 + p^2), a quadratic equation in p^2."""
+    """Return the minimum of 0.5 / p^2 * L + log(1 + p^2): p^4 = (L / 2) * (1 + p^2), a quadratic equation in p^2."""
     return float(np.sqrt(max(np.roots([1.0, -loss / 2, -loss / 2]))))

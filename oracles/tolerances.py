@@ -20,12 +20,12 @@ class TooFar(AssertionError):
 
 
 def same(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
-    """Whether two rows of as many tensors are equal to the bit."""
+    """Return whether two sequences of as many tensors are equal to the bit."""
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: np.ndarray | None = None) -> None:
-    """Compares a parameter after a step with the float64 result of the same step from the same stored value.
+    """Compare a parameter after a step with the float64 result of the same step from the same stored value.
 
     Args:
         actual: the parameter, of any supported type.
@@ -61,7 +61,7 @@ def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: n
 
 
 def check_update(actual: Tensor, expected: np.ndarray, before: Tensor) -> None:
-    """Compares a parameter after a step whose gradients differ by rounding; arguments as of ``check_params``.
+    """Compare a parameter after a step whose gradients differ by rounding; arguments as of ``check_params``.
 
     Raises:
         TooFar: the updates' difference has a norm of more than UPDATE of the update's, and a rounding of the parameter.
@@ -73,7 +73,7 @@ def check_update(actual: Tensor, expected: np.ndarray, before: Tensor) -> None:
 
 
 def check_values(actual: Tensor, expected: np.ndarray, relative: float, absolute: float = 1e-300) -> None:
-    """Compares norms, scales or moments, element by element, NaN equal to NaN.
+    """Compare norms, scales or moments, element by element, NaN equal to NaN.
 
     Raises:
         TooFar: they differ by more than ``relative`` of the expected value plus ``absolute``.

@@ -2,11 +2,13 @@
 
 import pytest
 
+from tests.support.cases import CPU_BACKENDS  # before mtadam_fused: turns on Triton's interpreter
+
+# isort: split
 from mtadam_fused.backends import statuses
-from tests.support.cases import BACKENDS_OF_THE_CPU
 
 
-@pytest.fixture(params=BACKENDS_OF_THE_CPU)
+@pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

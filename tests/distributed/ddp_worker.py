@@ -1,6 +1,7 @@
-"""One of two processes that train a network, each on its half of a batch: ``ddp_worker.py FOLDER RANK INIT_METHOD``.
+"""Train a network as one of two processes, each with half of every batch.
 
-Saves what came of it in the folder, for test_ddp.py, which has the problem from here too.
+``python -m tests.distributed.ddp_worker FOLDER RANK INIT_METHOD`` saves the results in the folder for test_ddp.py,
+which imports the problem from here.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from mtadam_fused.distributed import communicator
 from mtadam_fused.distributed.communicator import Communicator
 from mtadam_fused.optimizer import TermOptimizer
 from oracles.tolerances import same
-from tests.support.processes import Spy, error_of, leave, readme_example
+from tests.support.processes import Spy, error_of, run_readme_example, save_and_exit
 
 all_reduce: Any = dist.all_reduce
 STEPS, ROWS = 4, 8
@@ -37,7 +38,7 @@ def batch(t: int) -> Tensor:
 
 
 def losses(model: nn.Module, first_weight: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Means over rows; the last reaches one parameter only."""
+    """Return the losses, means over rows; the last one reaches one parameter only."""
     out = model(x)
     return {
         "a": (out - x[:, :3]).square().mean(),
@@ -47,7 +48,7 @@ def losses(model: nn.Module, first_weight: Tensor, x: Tensor) -> dict[str, Tenso
 
 
 def gradients(rank: int) -> list[Tensor | None]:
-    """Of many types, sizes and layouts."""
+    """Return gradients of many types, sizes and layouts."""
     torch.manual_seed(rank)
     found: list[Tensor | None] = [None, torch.full((3,), 60_000.0, dtype=torch.float16)]  # whose sum is too large
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -57,31 +58,31 @@ def gradients(rank: int) -> list[Tensor | None]:
     return found
 
 
-class Late:
-    """An all_reduce that is made when somebody waits for it."""
+class LateAllReduce:
+    """An all_reduce that runs only when somebody waits for it."""
 
     def __init__(self, values: Tensor, group: Any, async_op: bool) -> None:
         self.wait = lambda: all_reduce(values, group=group)
 
 
-def trained(
-    optimizer: TermOptimizer, model: nn.Module, parts: int = 1, *, synchronised: bool = False
+def train(
+    optimizer: TermOptimizer, model: nn.Module, parts: int = 1, *, synchronized: bool = False
 ) -> list[list[Tensor]]:
-    """The parameters after each step; each process's rows come in so many parts."""
+    """Return the parameters after each step; each process gives its rows in ``parts`` parts."""
     rank = dist.get_rank()
     weight = next(model.parameters())
     found = []
     for t in range(STEPS):
         optimizer.zero_grad()
         for rows in batch(t).chunk(2)[rank].chunk(parts):
-            with contextlib.nullcontext() if synchronised else model.no_sync():  # type: ignore[operator]
+            with contextlib.nullcontext() if synchronized else model.no_sync():  # type: ignore[operator]
                 optimizer.backward({name: loss / parts for name, loss in losses(model, weight, rows).items()})
         optimizer.step()
         found.append([p.detach().clone() for p in model.parameters()])
     return found
 
 
-def averaged(rank: int) -> list[Tensor | None]:
+def average_gradients(rank: int) -> list[Tensor | None]:
     grads = gradients(rank)
     averages = Communicator(dist.group.WORLD)
     averages.all_reduce_mean_async(grads)
@@ -89,18 +90,18 @@ def averaged(rank: int) -> list[Tensor | None]:
     return grads
 
 
-def order_of_work(model: DistributedDataParallel) -> list[str]:
-    """Of one step, which is not the first."""
+def record_order_of_work(model: DistributedDataParallel) -> list[str]:
+    """Return the order of backward passes and averages in the second step."""
     events = []
 
-    def noted(*args: Any, async_op: bool = False, **options: Any) -> Any:
+    def note(*args: Any, async_op: bool = False, **options: Any) -> Any:
         events.append("async average" if async_op else "average")
         return all_reduce(*args, async_op=async_op, **options)
 
     optimizer = MTAdam(model.parameters(), process_group=dist.group.WORLD)
-    trained(optimizer, model)
+    train(optimizer, model)
     optimizer.zero_grad()
-    dist.all_reduce = noted
+    dist.all_reduce = note
     with model.no_sync():
         of_terms = losses(model, next(model.parameters()), batch(0))
         for loss in of_terms.values():
@@ -112,14 +113,14 @@ def order_of_work(model: DistributedDataParallel) -> list[str]:
     return events
 
 
-def model_and_optimizer(**options: Any) -> tuple[nn.Sequential, MTAdam]:
+def make_model_and_optimizer(**options: Any) -> tuple[nn.Sequential, MTAdam]:
     model = network()
     return model, MTAdam(model.parameters(), **OPTIONS, process_group=dist.group.WORLD, **options)
 
 
-def not_finite_in_one() -> tuple[list[str], list[Tensor]]:
-    """Errors of three steps of which the second has a loss that is NaN in one process; and the parameters."""
-    model, optimizer = model_and_optimizer(check_finite=True)
+def step_with_nan_in_one_process() -> tuple[list[str], list[Tensor]]:
+    """Return the errors of three steps, the second with a NaN loss in one process; and the parameters."""
+    model, optimizer = make_model_and_optimizer(check_finite=True)
     errors = []
     for t in range(3):
         factor = float("nan") if t == 1 and dist.get_rank() else 1.0
@@ -129,9 +130,9 @@ def not_finite_in_one() -> tuple[list[str], list[Tensor]]:
     return errors, list(model.state_dict().values())
 
 
-def scaled_with_an_infinite_loss_in_one() -> tuple[float, list[Tensor]]:
-    """The scale after a step where one process's loss, not its gradients, is infinite; and the parameters."""
-    model, optimizer = model_and_optimizer()
+def step_scaled_with_inf_in_one_process() -> tuple[float, list[Tensor]]:
+    """Return the scale after a step where one process's loss, not its gradients, is infinite; and the parameters."""
+    model, optimizer = make_model_and_optimizer()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     loss = scaler.scale(model(batch(0)).square().mean())
     with optimizer.term("a", loss / (1 - dist.get_rank())):
@@ -141,23 +142,23 @@ def scaled_with_an_infinite_loss_in_one() -> tuple[float, list[Tensor]]:
     return scaler.get_scale(), list(model.state_dict().values())
 
 
-class Fails:
+class AllReduceFailing:
     """An all_reduce that fails at once."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise RuntimeError("the network is gone")
 
 
-class FailsLate:
+class AllReduceFailingLate:
     """An all_reduce that fails when somebody waits for it."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.wait = Fails
+        self.wait = AllReduceFailing
 
 
-def failed_averages(failing: type) -> tuple[str, bool]:
-    """The error of a step whose averages fail, and whether a step after it changes anything."""
-    model, optimizer = model_and_optimizer()
+def fail_averages(failing: type) -> tuple[str, bool]:
+    """Return the error of a step whose averages fail, and whether the parameters stay the same in the step after it."""
+    model, optimizer = make_model_and_optimizer()
     optimizer.backward({"a": model(batch(0)).square().mean()})
     optimizer.step()
     before = [p.detach().clone() for p in model.parameters()]
@@ -173,9 +174,9 @@ def failed_averages(failing: type) -> tuple[str, bool]:
     return error, same(model.parameters(), before)
 
 
-def copied() -> bool:
-    """Whether a deep copy goes on as the original does."""
-    model, optimizer = model_and_optimizer()
+def copy_steps_alike() -> bool:
+    """Return whether a deep copy steps as the original does."""
+    model, optimizer = make_model_and_optimizer()
     both = [(model, optimizer), copy.deepcopy((model, optimizer))]
     for net, its in both:
         its.backward({"a": net(batch(dist.get_rank())).square().mean()})
@@ -189,34 +190,34 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     groups = [dist.new_group([i]) for i in range(2)]
     found: dict[str, Any] = {}
 
-    def wrapped(**options: Any) -> DistributedDataParallel:
+    def wrap_network(**options: Any) -> DistributedDataParallel:
         return DistributedDataParallel(network(), **options)
 
-    model = wrapped()
-    found["no_sync"] = trained(MTAdam(model.parameters(), **OPTIONS, process_group=group), model)
-    model = wrapped(gradient_as_bucket_view=True)
+    model = wrap_network()
+    found["no_sync"] = train(MTAdam(model.parameters(), **OPTIONS, process_group=group), model)
+    model = wrap_network(gradient_as_bucket_view=True)
     optimizer = MTAdam(model.parameters(), **OPTIONS, process_group=group)
-    dist.all_reduce = Late  # type: ignore[assignment]
-    found["synchronised, in parts"] = trained(optimizer, model, parts=2, synchronised=True)
+    dist.all_reduce = LateAllReduce  # type: ignore[assignment]
+    found["synchronized, in parts"] = train(optimizer, model, parts=2, synchronized=True)
     dist.all_reduce = all_reduce
     for name, alone in ("not averaged", None), ("a group for each", groups[rank]):
-        model = wrapped()
-        found[name] = trained(MTAdam(model.parameters(), **OPTIONS, process_group=alone), model)
-    trained(CombinedAdam(model.parameters(), Spy(torch.rand_like), process_group=groups[rank]), model)
+        model = wrap_network()
+        found[name] = train(MTAdam(model.parameters(), **OPTIONS, process_group=alone), model)
+    train(CombinedAdam(model.parameters(), Spy(torch.rand_like), process_group=groups[rank]), model)
 
     for name in ("rule", "rule, not agreed"):
         if name == "rule, not agreed":
             Communicator.broadcast_first = lambda _, values: values  # type: ignore
-        model, spy = wrapped(), Spy(torch.rand_like)
+        model, spy = wrap_network(), Spy(torch.rand_like)
         torch.manual_seed(rank)
-        found[name] = trained(CombinedAdam(model.parameters(), spy, lr=0.1, process_group=group), model)
+        found[name] = train(CombinedAdam(model.parameters(), spy, lr=0.1, process_group=group), model)
         found[f"{name}: seen"] = spy.gram, spy.losses
 
-    found["README"] = readme_example(DistributedDataParallel)
-    found["order"] = order_of_work(wrapped())
-    found["averages"] = averaged(rank)
+    found["README"] = run_readme_example(DistributedDataParallel)
+    found["order"] = record_order_of_work(wrap_network())
+    found["averages"] = average_gradients(rank)
     communicator.BUCKET_BYTES = 100
-    found["averages, in many parts"] = averaged(rank)
+    found["averages, in many parts"] = average_gradients(rank)
     found["not a member"] = error_of(lambda: MTAdam(network().parameters(), process_group=groups[1 - rank]))
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = MTAdam([p, q], process_group=group)
@@ -224,11 +225,11 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["other terms"] = error_of(lambda: MTAdam([p], process_group=group).backward({"ab"[rank]: p.sum()}))
     found["other parameters"] = error_of(lambda: optimizer.backward({"a": p.sum(), "b": (p, q)[rank].sum()}))
     found["terms"], found["after it"] = optimizer.terms, error_of(optimizer.step)
-    found["not finite"] = not_finite_in_one()
-    found["scaled"] = scaled_with_an_infinite_loss_in_one()
-    found["failures"] = [failed_averages(Fails), failed_averages(FailsLate)]
-    found["copied"], found["pickled"] = copied(), error_of(lambda: pickle.dumps(optimizer))
-    leave(folder, rank, found)
+    found["not finite"] = step_with_nan_in_one_process()
+    found["scaled"] = step_scaled_with_inf_in_one_process()
+    found["failures"] = [fail_averages(AllReduceFailing), fail_averages(AllReduceFailingLate)]
+    found["copied"], found["pickled"] = copy_steps_alike(), error_of(lambda: pickle.dumps(optimizer))
+    save_and_exit(folder, rank, found)
 
 
 if __name__ == "__main__":

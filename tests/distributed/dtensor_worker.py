@@ -1,6 +1,7 @@
-"""One of four processes that train a network of which each has a part: ``dtensor_worker.py FOLDER RANK INIT_METHOD``.
+"""Train a sharded network as one of four processes.
 
-Saves what came of it in the folder, for test_spread.py, which has the problem from here too.
+``python -m tests.distributed.dtensor_worker FOLDER RANK INIT_METHOD`` saves the results in the folder for
+test_dtensor.py, which imports the problem from here.
 """
 
 import math
@@ -23,8 +24,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.tables import param_table
-from tests.distributed.dtensor_checks import USES, outcome, whole
-from tests.support.processes import Spy, error_of, leave, readme_example
+from tests.distributed.dtensor_checks import CHECKS, full_copy, run_check
+from tests.support.processes import Spy, error_of, run_readme_example, save_and_exit
 
 PROCESSES, STEPS, ROWS = 4, 4, 16
 WEIGHTS = {"fit": 0.5, "size": 2.0, "hidden": 3.0}
@@ -38,9 +39,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Network(nn.Module):
-    """Gives the losses, means over rows, of which the last reaches the first layer only.
+    """Return the losses, means over rows; the last one reaches the first layer only.
 
-    Over four processes its parameters are in unequal parts: of the second bias one has all.
+    Over four processes its shards are unequal: one process has all of the second bias.
     """
 
     def __init__(self) -> None:
@@ -62,8 +63,8 @@ def batch(t: int) -> Tensor:
     return torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
 
 
-def sharded(*mesh: int) -> Network:
-    """Over a mesh of processes, of which the last direction shards and the first of two replicates."""
+def shard_network(*mesh: int) -> Network:
+    """Shard a network with FSDP2 over the mesh's last dimension; replicate it over the first of two."""
     network = Network()
     names = ("replicate", "shard")[-len(mesh) :]
     for module in (network.first, network.second, network):
@@ -71,7 +72,7 @@ def sharded(*mesh: int) -> Network:
     return network
 
 
-def tensor_parallel(mesh: DeviceMesh) -> Network:
+def parallelize_network(mesh: DeviceMesh) -> Network:
     network = Network()
     first, second = ColwiseParallel(output_layouts=Replicate()), RowwiseParallel(input_layouts=Replicate())
     parallelize_module(network, mesh, {"first": first, "second": second})
@@ -82,32 +83,32 @@ def own_rows(t: int, parts: int = PROCESSES, part: int | None = None) -> Tensor:
     return batch(t).chunk(parts)[dist.get_rank() if part is None else part]
 
 
-def trained(
+def train(
     network: Network,
     optimizer: TermOptimizer,
     rows: Callable[[int], Tensor] = own_rows,
     accumulated: int = 1,
     steps: range = range(STEPS),
 ) -> list[list[Tensor]]:
-    """The whole parameters after each step; each process's rows come in so many parts."""
+    """Return the full parameters after each step; each process gives its rows in ``accumulated`` parts."""
     found = []
     for t in steps:
         optimizer.zero_grad()
         for part in rows(t).chunk(accumulated):
             optimizer.backward({name: loss / accumulated for name, loss in network(part).items()})
         optimizer.step()
-        found.append(list(map(whole, network.parameters())))
+        found.append(list(map(full_copy, network.parameters())))
     return found
 
 
-def found_by_mtadam(network: Network, backend: str, name: str, **options: Any) -> list[list[Tensor]]:
+def train_mtadam(network: Network, backend: str, name: str, **options: Any) -> list[list[Tensor]]:
     optimizer = MTAdam(network.parameters(), **OPTIONS[name], backend=backend)
-    return trained(network, optimizer, **options)
+    return train(network, optimizer, **options)
 
 
-def gathered_once() -> list[list[Tensor]]:
-    """With term blocks, between which the parameters stay gathered."""
-    network = sharded(4)
+def train_gathered_once() -> list[list[Tensor]]:
+    """Train with term blocks between which the parameters stay gathered."""
+    network = shard_network(4)
     optimizer = MTAdam(network.parameters(), **OPTIONS["plain"])
     found = []
     for t in range(STEPS):
@@ -117,52 +118,54 @@ def gathered_once() -> list[list[Tensor]]:
             with optimizer.term(name):
                 loss.backward(retain_graph=number < len(losses))
         optimizer.step()
-        found.append(list(map(whole, network.parameters())))
+        found.append(list(map(full_copy, network.parameters())))
     return found
 
 
-def combined(
+def train_combined(
     network: Network, drawn: float = 1.0, rows: Callable[[int], Tensor] = own_rows, **options: Any
 ) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    """With known weights, but for what each process draws for itself; and what the rule has seen."""
+    """Train with known weights plus ``drawn`` times the rank; return the steps, and the rule's last gram and losses."""
     weights = torch.tensor(list(WEIGHTS.values()), dtype=torch.float64) + drawn * dist.get_rank()
     spy = Spy(lambda _: weights)
     optimizer = CombinedAdam(network.parameters(), spy, lr=0.1, **options)
-    return trained(network, optimizer, rows), spy.gram, spy.losses
+    return train(network, optimizer, rows), spy.gram, spy.losses
 
 
-def beside_plain_parameters() -> list[list[Tensor]]:
-    """Of which only the first layer is sharded; the process group averages the second's gradients."""
+def train_beside_plain_parameters() -> list[list[Tensor]]:
+    """Shard the first layer only; the process group averages the gradients of the second."""
     network = Network()
     fully_shard(network.first, mesh=init_device_mesh("cpu", (4,)))
     optimizer = MTAdam(network.parameters(), **OPTIONS["plain"], process_group=dist.group.WORLD)
-    return trained(network, optimizer)
+    return train(network, optimizer)
 
 
-def with_process_group(mesh: DeviceMesh) -> tuple[list[list[Tensor]], tuple[list[list[Tensor]], Tensor, Tensor]]:
-    """Of MTAdam, and of a rule."""
+def train_with_process_group(mesh: DeviceMesh) -> tuple[list[list[Tensor]], tuple[list[list[Tensor]], Tensor, Tensor]]:
+    """Return the steps of MTAdam, and what ``train_combined`` returns."""
 
     def rows(t: int) -> Tensor:
         return own_rows(t, 2, mesh["data"].get_local_rank())
 
-    network, group = tensor_parallel(mesh["tensor"]), mesh["data"].get_group()
+    network, group = parallelize_network(mesh["tensor"]), mesh["data"].get_group()
     optimizer = MTAdam(network.parameters(), **OPTIONS["plain"], process_group=group)
-    return trained(network, optimizer, rows), combined(tensor_parallel(mesh["tensor"]), rows=rows, process_group=group)
+    return train(network, optimizer, rows), train_combined(
+        parallelize_network(mesh["tensor"]), rows=rows, process_group=group
+    )
 
 
-def combined_gradients() -> list[Tensor]:
-    """What the second step leaves in ``p.grad``, whole."""
-    network = sharded(4)
+def take_combined_gradients() -> list[Tensor]:
+    """Return the full ``p.grad`` that the second step leaves."""
+    network = shard_network(4)
     optimizer = MTAdam(network.parameters(), **OPTIONS["plain"], keep_combined_grad=True)
     for t in range(2):  # without zero_grad
         optimizer.backward(network(own_rows(t)))
         optimizer.step()
-    return [whole(p.grad) for p in network.parameters()]
+    return [full_copy(p.grad) for p in network.parameters()]
 
 
-def not_finite_in_one(scaled: bool) -> tuple[list[str], list[list[Tensor]]]:
-    """Errors of three steps, of which one has a gradient of which one process's part is not finite; and parameters."""
-    network = sharded(4)
+def step_with_inf_in_one_shard(scaled: bool) -> tuple[list[str], list[list[Tensor]]]:
+    """Return the errors of three steps, the second with an infinite gradient in one shard; and the parameters."""
+    network = shard_network(4)
     optimizer = MTAdam(network.parameters(), check_finite=not scaled)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
     errors, params = [], []
@@ -176,36 +179,36 @@ def not_finite_in_one(scaled: bool) -> tuple[list[str], list[list[Tensor]]]:
                 grad.to_local().fill_(math.inf)  # type: ignore[union-attr]
         errors.append(error_of(lambda: scaler.step(optimizer.scaled) if scaled else optimizer.step()))
         scaler.update()
-        params.append(list(map(whole, network.parameters())))
+        params.append(list(map(full_copy, network.parameters())))
     return [*errors, str(scaler.get_scale())], params
 
 
-def resumed(folder: Path) -> dict[str, list[list[Tensor]]]:
-    """The steps after a checkpoint, without a break; and in a new run, over as many processes or other ones."""
-    network = sharded(4)
+def resume(folder: Path) -> dict[str, list[list[Tensor]]]:
+    """Return the steps after a checkpoint: without a break, and loaded over the same mesh and over another."""
+    network = shard_network(4)
     optimizer = MTAdam(network.parameters(), **OPTIONS["plain"])
-    trained(network, optimizer, steps=range(2))
+    train(network, optimizer, steps=range(2))
     model_state, optimizer_state = get_state_dict(network, optimizer)
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / "checkpoint")
     after = range(2, STEPS)
-    found = {"without a break": trained(network, optimizer, steps=after)}
+    found = {"without a break": train(network, optimizer, steps=after)}
     for name, mesh in ("resumed", (4,)), ("resumed over others", (2, 2)):
-        network = sharded(*mesh)
+        network = shard_network(*mesh)
         optimizer = MTAdam(network.parameters(), **OPTIONS["plain"])
-        trained(network, optimizer, steps=range(1))  # gives it the state that the checkpoint fills
+        train(network, optimizer, steps=range(1))  # gives it the state that the checkpoint fills
         model_state, optimizer_state = get_state_dict(network, optimizer)
         states = {"model": model_state, "optimizer": optimizer_state}
         dcp.load(states, checkpoint_id=folder / "checkpoint")
         set_state_dict(network, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
-        found[name] = trained(network, optimizer, steps=after)
+        found[name] = train(network, optimizer, steps=after)
     return found
 
 
-def errors() -> dict[str, str]:
-    network = sharded(4)
+def collect_errors() -> dict[str, str]:
+    network = shard_network(4)
     optimizer = MTAdam(network.parameters())
-    of_tensors = tensor_parallel(init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))["tensor"])
-    two_by_two = sharded(2, 2)
+    of_tensors = parallelize_network(init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))["tensor"])
+    two_by_two = shard_network(2, 2)
     two_by_two_optimizer = MTAdam(two_by_two.parameters())
     weight: Any = network.first.weight
     in_one_piece = MTAdam(Network().double().parameters())
@@ -229,20 +232,20 @@ def errors() -> dict[str, str]:
         ),
         "another mesh": error_of(give_a_gradient),
         "nothing has changed": error_of(optimizer.step) + str(dict(optimizer.state)),
-        "not reduced": error_of(not_reduced),
-        "of no term": error_of(of_no_term),
+        "not reduced": error_of(backward_without_reduction),
+        "of no term": error_of(step_on_gradient_of_no_term),
     }
 
 
-def not_reduced() -> None:
-    network = sharded(4)
+def backward_without_reduction() -> None:
+    network = shard_network(4)
     network.set_requires_gradient_sync(False)  # type: ignore[operator]
     MTAdam(network.parameters()).backward(network(own_rows(0)))
 
 
-def of_no_term() -> None:
-    """A gradient that FSDP2 adds to that which a step has left."""
-    network = sharded(4)
+def step_on_gradient_of_no_term() -> None:
+    """Step on a gradient that FSDP2 adds to the one that a step has left."""
+    network = shard_network(4)
     optimizer = MTAdam(network.parameters(), keep_combined_grad=True)
     optimizer.backward(network(own_rows(0)))
     optimizer.step()
@@ -255,26 +258,29 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found: dict[str, Any] = {}
     for backend in ("cpu", "reference"):
         for name in OPTIONS:
-            found[f"FSDP2, {name}, {backend}"] = found_by_mtadam(sharded(4), backend, name)
-        found[f"rule, {backend}"] = combined(sharded(4), backend=backend)
-    found["FSDP2 replicated"] = found_by_mtadam(sharded(2, 2), "cpu", "plain")
-    found["FSDP2, accumulated"] = found_by_mtadam(sharded(4), "cpu", "plain", accumulated=2)
+            found[f"FSDP2, {name}, {backend}"] = train_mtadam(shard_network(4), backend, name)
+        found[f"rule, {backend}"] = train_combined(shard_network(4), backend=backend)
+    found["FSDP2 replicated"] = train_mtadam(shard_network(2, 2), "cpu", "plain")
+    found["FSDP2, accumulated"] = train_mtadam(shard_network(4), "cpu", "plain", accumulated=2)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-    found["tensor parallel"] = found_by_mtadam(tensor_parallel(mesh["tensor"]), "cpu", "plain", rows=batch)
-    found["tensor and data parallel"], found["rule, tensor and data parallel"] = with_process_group(mesh)
-    found["rule, replicated"] = combined(sharded(2, 2))
-    found["FSDP2, gathered once"] = gathered_once()
-    found["FSDP2 beside plain parameters"] = beside_plain_parameters()
-    found["combined gradients"] = combined_gradients()
-    found["not finite"], found["scaled"] = not_finite_in_one(scaled=False), not_finite_in_one(scaled=True)
-    found["resumed"] = resumed(folder)
-    found["errors"] = errors()
-    found["uses"] = {use: outcome(use) for use in USES}
-    found["README"] = list(map(whole, readme_example(fully_shard)))
+    found["tensor parallel"] = train_mtadam(parallelize_network(mesh["tensor"]), "cpu", "plain", rows=batch)
+    found["tensor and data parallel"], found["rule, tensor and data parallel"] = train_with_process_group(mesh)
+    found["rule, replicated"] = train_combined(shard_network(2, 2))
+    found["FSDP2, gathered once"] = train_gathered_once()
+    found["FSDP2 beside plain parameters"] = train_beside_plain_parameters()
+    found["combined gradients"] = take_combined_gradients()
+    found["not finite"], found["scaled"] = (
+        step_with_inf_in_one_shard(scaled=False),
+        step_with_inf_in_one_shard(scaled=True),
+    )
+    found["resumed"] = resume(folder)
+    found["errors"] = collect_errors()
+    found["checks"] = {name: run_check(name) for name in CHECKS}
+    found["README"] = list(map(full_copy, run_readme_example(fully_shard)))
     param_table.all_reduce_sum_ = lambda values, process_groups: values
-    found["parts for themselves"] = found_by_mtadam(sharded(4), "cpu", "plain")
-    found["rule, parts for themselves"] = combined(sharded(4), drawn=0.0)
-    leave(folder, rank, found)
+    found["local norms"] = train_mtadam(shard_network(4), "cpu", "plain")
+    found["rule, local products"] = train_combined(shard_network(4), drawn=0.0)
+    save_and_exit(folder, rank, found)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.support.processes import run_all
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What ddp_worker.py found, in each process."""
+    """Return the results of ddp_worker.py in each process."""
     folder = tmp_path_factory.mktemp("ddp")
     run_all(2, folder, "tests.distributed.ddp_worker", str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -30,7 +30,7 @@ def check(steps: Steps) -> None:
     check_steps(steps, model, lambda t: losses(model, model[0].weight, batch(t)), **OPTIONS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("way", ["no_sync", "synchronised, in parts"])
+@pytest.mark.parametrize("way", ["no_sync", "synchronized, in parts"])
 def test_two_processes_make_the_steps_of_one(way: str, found: list[dict[str, Any]]) -> None:
     first, second = (of_process[way] for of_process in found)
     assert len(first) == STEPS

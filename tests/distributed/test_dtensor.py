@@ -1,4 +1,4 @@
-"""Parameters that are spread over processes: four, each with its parts, make the steps of one that has all of it."""
+"""DTensor parameters: four processes, each with its shards, make the steps of one process that has everything."""
 
 from itertools import chain
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from oracles import numpy_oracle
 from oracles.tolerances import TooFar, check_params, check_values, same
-from tests.distributed.dtensor_checks import USES
+from tests.distributed.dtensor_checks import CHECKS
 from tests.distributed.dtensor_worker import OPTIONS, PROCESSES, STEPS, WEIGHTS, Network, batch
 from tests.support.distributed_steps import Steps, check_steps, term_gradients
 from tests.support.processes import run_all
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(torch.__version__ < "2.11", reason="FSDP2 of thi
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What dtensor_worker.py found, in each process."""
-    folder = tmp_path_factory.mktemp("spread")
+    """Return the results of dtensor_worker.py in each process."""
+    folder = tmp_path_factory.mktemp("dtensor")
     run_all(PROCESSES, folder, "tests.distributed.dtensor_worker", str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
@@ -31,8 +31,8 @@ def check(steps: Steps, name: str = "plain") -> list[numpy_oracle.Parameter]:
     return check_steps(steps, network, lambda t: network(batch(t)), **OPTIONS[name])
 
 
-def agree(values: list[Steps]) -> bool:
-    """Whether all processes have the same."""
+def all_equal(values: list[Steps]) -> bool:
+    """Return whether all processes have the same parameters."""
     return all(same(chain(*steps), chain(*values[0])) for steps in values)
 
 
@@ -46,15 +46,15 @@ def test_many_processes_make_the_steps_of_one(way: str, found: list[dict[str, An
     steps = [of_process[way] for of_process in found]
     assert len(steps[0]) == STEPS
     check(steps[0], "all" if "all" in way.split(", ") else "plain")
-    assert agree(steps)
+    assert all_equal(steps)
 
 
-def test_with_norms_of_parts_they_do_not(found: list[dict[str, Any]]) -> None:
+def test_with_local_norms_they_do_not(found: list[dict[str, Any]]) -> None:
     with pytest.raises(TooFar):
-        check(found[0]["parts for themselves"])
+        check(found[0]["local norms"])
 
 
-def test_combined_gradients_are_left_in_parts(found: list[dict[str, Any]]) -> None:
+def test_combined_gradients_are_left_sharded(found: list[dict[str, Any]]) -> None:
     states = check(found[0]["FSDP2, plain, cpu"][:2])
     for of_process in found:
         for grad, state in zip(of_process["combined gradients"], states, strict=True):
@@ -62,7 +62,7 @@ def test_combined_gradients_are_left_in_parts(found: list[dict[str, Any]]) -> No
 
 
 def check_rule(steps: Steps, gram: Tensor, losses: Tensor) -> None:
-    """Compares with torch.optim.Adam on the weighted sum, and with dot products and losses of the whole batch.
+    """Compare with torch.optim.Adam on the weighted sum, and with dot products and losses of the whole batch.
 
     Raises:
         TooFar: they differ.
@@ -88,15 +88,15 @@ def check_rule(steps: Steps, gram: Tensor, losses: Tensor) -> None:
 def test_a_rule_sees_the_whole_and_its_weights_are_agreed_on(way: str, found: list[dict[str, Any]]) -> None:
     for of_process in found:
         check_rule(*of_process[f"rule, {way}"])
-    assert agree([of_process[f"rule, {way}"][0] for of_process in found])
+    assert all_equal([of_process[f"rule, {way}"][0] for of_process in found])
 
 
-def test_dot_products_of_parts_are_seen(found: list[dict[str, Any]]) -> None:
+def test_local_dot_products_are_rejected(found: list[dict[str, Any]]) -> None:
     with pytest.raises(TooFar):
-        check_rule(*found[0]["rule, parts for themselves"])
+        check_rule(*found[0]["rule, local products"])
 
 
-def test_what_is_not_finite_in_one_part_is_refused_in_all(found: list[dict[str, Any]]) -> None:
+def test_a_gradient_that_is_not_finite_in_one_shard_is_refused_in_all(found: list[dict[str, Any]]) -> None:
     for of_process in found:
         (first, second, third, _), params = of_process["not finite"]
         assert (first, third) == ("none", "none")
@@ -105,7 +105,7 @@ def test_what_is_not_finite_in_one_part_is_refused_in_all(found: list[dict[str, 
         assert same(params[0], params[1])
 
 
-def test_what_is_not_finite_in_one_part_skips_the_scaled_step_in_all(found: list[dict[str, Any]]) -> None:
+def test_a_gradient_that_is_not_finite_in_one_shard_skips_the_scaled_step_in_all(found: list[dict[str, Any]]) -> None:
     for of_process in found:
         (*errors, scale), params = of_process["scaled"]
         assert errors == ["none"] * 3
@@ -147,9 +147,9 @@ def test_a_new_optimizer_is_told_to_make_a_step(found: list[dict[str, Any]]) -> 
     assert not errors["of no term"].endswith(remedy)
 
 
-@pytest.mark.parametrize("use", USES)
-def test_what_holds(use: str, found: list[dict[str, Any]]) -> None:
-    assert [of_process["uses"][use] for of_process in found] == ["holds"] * PROCESSES
+@pytest.mark.parametrize("check_name", CHECKS)
+def test_check(check_name: str, found: list[dict[str, Any]]) -> None:
+    assert [of_process["checks"][check_name] for of_process in found] == ["holds"] * PROCESSES
 
 
 def test_other_terms_in_another_process_are_an_error(found: list[dict[str, Any]]) -> None:

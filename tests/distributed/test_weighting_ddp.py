@@ -8,7 +8,7 @@ import pytest
 from tests.support.processes import run_all
 
 
-def trained(folder: Path, place: str) -> list[list[list[float]]]:
+def train(folder: Path, place: str) -> list[list[list[float]]]:
     """p, and the initial losses and their counts, of both processes."""
     (folder / place).mkdir()
     outputs = run_all(2, folder / place, "tests.distributed.weighting_worker", place)
@@ -16,9 +16,9 @@ def trained(folder: Path, place: str) -> list[list[list[float]]]:
 
 
 def test_inside_it_processes_agree(tmp_path: Path) -> None:
-    first, second = trained(tmp_path, "inside")
+    first, second = train(tmp_path, "inside")
     assert first == second
     assert first[1:] == [[1.0, 4.0], [1, 1]]  # the first process's losses
-    alone, other = trained(tmp_path, "outside")
+    alone, other = train(tmp_path, "outside")
     assert alone[0] != other[0]
     assert other[1] == [pytest.approx(4.0), pytest.approx(16.0)]

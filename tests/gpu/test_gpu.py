@@ -14,13 +14,11 @@ from mtadam_fused import MTAdam
 from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
-from oracles.numpy_oracle import FAULTS
 from oracles.tolerances import TooFar, same
-from tests.kernels.test_golden import compare_with_trace
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
 from tests.support.cuda_graphs import captured
-from tests.support.golden import NAMES
-from tests.support.small_problem import OPTIMIZERS, Training, begun
+from tests.support.golden import NAMES, check_trace
+from tests.support.small_problem import OPTIMIZERS, Training, start_training
 from tests.support.stages import check_other_norms, check_stages
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -39,7 +37,7 @@ def backend(gpu_backend: str) -> str:
 @in_one_launch_too
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, backend: str) -> None:
-    compare_with_trace(name, backend, "cuda")
+    check_trace(name, backend, "cuda")
 
 
 @in_one_launch_too
@@ -62,7 +60,7 @@ def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
     options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
     case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)
@@ -103,7 +101,7 @@ def waiting_raises() -> Iterator[None]:
 @pytest.mark.parametrize("terms", [3, 8])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_never_waits_for_the_device(name: str, terms: int, backend: str) -> None:
-    training = begun(name, "cuda", backend, torch.tensor([0.1], device="cuda"), terms)
+    training = start_training(name, "cuda", backend, torch.tensor([0.1], device="cuda"), terms)
     with waiting_raises():
         for t in range(3):
             training.optimizer.param_groups[0]["eps"] = 1e-8 * (t + 1)  # a hyper-parameter that has to be copied there
@@ -111,7 +109,7 @@ def test_a_step_never_waits_for_the_device(name: str, terms: int, backend: str) 
 
 
 def test_a_wait_is_seen(backend: str) -> None:
-    training = begun("MGDA", "cuda", backend, terms=9)  # of more than eight terms, solved on the host
+    training = start_training("MGDA", "cuda", backend, terms=9)  # of more than eight terms, solved on the host
     with waiting_raises(), pytest.raises(RuntimeError, match="synchronizing"):
         training.step()
 
@@ -134,7 +132,7 @@ def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: 
     def run(stream: torch.cuda.Stream) -> list[Tensor]:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            training = begun(name, "cuda", backend)
+            training = start_training(name, "cuda", backend)
             for _ in range(5):
                 training.step()
         torch.cuda.synchronize()
@@ -149,7 +147,7 @@ def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: 
 def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(kernels: CudaBackend) -> list[nn.Parameter]:
         monkeypatch.setattr("mtadam_fused.optimizer.select_backend", lambda *_: kernels)
-        training = begun("MTAdam", "cuda", "auto", terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000))
+        training = start_training("MTAdam", "cuda", "auto", terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000))
         for _ in range(20):
             training.step()
         assert not kernels._tables[training.optimizer._table_cache._tables[0]].queue.any()
@@ -172,7 +170,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("name", ["MTAdam", "GradNorm"])
 def test_averages_over_one_process(name: str, backend: str) -> None:
-    averaged, alone = (begun(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
+    averaged, alone = (start_training(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
     for training in (averaged, alone):
         training.step()
     assert same(averaged.params, alone.params)
@@ -186,12 +184,12 @@ def test_shards_of_one_process(name: str, backend: str) -> None:
     from torch.distributed.tensor import DTensor, Shard
 
     mesh = init_device_mesh("cuda", (1,))
-    spread = begun(name, "cuda", backend, place=lambda t: DTensor.from_local(t, mesh, [Shard(0)]))
-    whole = begun(name, "cuda", backend)
+    dtensor = start_training(name, "cuda", backend, place=lambda t: DTensor.from_local(t, mesh, [Shard(0)]))
+    whole = start_training(name, "cuda", backend)
     with waiting_raises():
-        spread.step()
+        dtensor.step()
     whole.step()
-    assert same(to_locals(spread.params), whole.params)
+    assert same(to_locals(dtensor.params), whole.params)
 
 
 def test_more_elements_than_32_bits_count(backend: str) -> None:
@@ -210,8 +208,8 @@ def test_more_elements_than_32_bits_count(backend: str) -> None:
 # Captures come last: after one that fails, torch's allocator is not what it was.
 
 
-def replayed_and_eager(make: Callable[[Tensor], Training]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each parameter after 20 replays of a captured step, and after as many eager ones; each at another rate."""
+def replay_beside_eager(make: Callable[[Tensor], Training]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return each parameter after 20 replays of a captured step, and after as many eager ones; each at another rate."""
     eager_lr, graph_lr = torch.tensor(0.1, device="cuda"), torch.tensor(0.1, device="cuda")
     eager, replayed = make(eager_lr), make(graph_lr)
     graph = torch.cuda.CUDAGraph()
@@ -228,7 +226,7 @@ def replayed_and_eager(make: Callable[[Tensor], Training]) -> Iterator[tuple[Ten
 @in_one_launch_too
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_graph_replay_is_the_eager_run(name: str, backend: str) -> None:
-    assert all(torch.equal(p, q) for p, q in replayed_and_eager(lambda lr: begun(name, "cuda", backend, lr)))
+    assert all(torch.equal(p, q) for p, q in replay_beside_eager(lambda lr: start_training(name, "cuda", backend, lr)))
 
 
 @in_one_launch_too
@@ -237,13 +235,14 @@ def test_graph_replay_of_many_tensors_is_the_eager_run(tensors: int, backend: st
     """The argument of a launch takes 480 addresses, a longer one 4,064."""
     sizes = (1000,) * tensors
     assert all(
-        torch.equal(p, q) for p, q in replayed_and_eager(lambda lr: begun("MTAdam", "cuda", backend, lr, sizes=sizes))
+        torch.equal(p, q)
+        for p, q in replay_beside_eager(lambda lr: start_training("MTAdam", "cuda", backend, lr, sizes=sizes))
     )
 
 
 def test_graph_replay_of_gradients_of_mixed_types_is_the_eager_run(backend: str) -> None:
-    def made(lr: Tensor) -> Training:
-        training = begun("MTAdam", "cuda", backend, lr, dtype=torch.bfloat16)
+    def make(lr: Tensor) -> Training:
+        training = start_training("MTAdam", "cuda", backend, lr, dtype=torch.bfloat16)
         if not hasattr(training.params[0], "grad_dtype"):
             pytest.skip("this torch keeps gradients in the type of the parameter")
         for p in training.params:
@@ -252,12 +251,12 @@ def test_graph_replay_of_gradients_of_mixed_types_is_the_eager_run(backend: str)
         training.step()
         return training
 
-    assert all(torch.equal(p, q) for p, q in replayed_and_eager(made))
+    assert all(torch.equal(p, q) for p, q in replay_beside_eager(make))
 
 
 def test_a_graph_keeps_its_hyperparameters_and_gradients_whatever_is_done_between_replays(backend: str) -> None:
     def run(replayed: bool) -> list[nn.Parameter]:
-        training = begun("MTAdam", "cuda", backend, 0.1)
+        training = start_training("MTAdam", "cuda", backend, 0.1)
         group = training.optimizer.param_groups[0]
         graph = torch.cuda.CUDAGraph()
         group["lr"] = 0.05

@@ -10,7 +10,7 @@ from torch import nn
 
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import native, select_backend, statuses
-from tests.support.small_problem import OPTIMIZERS, begun
+from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_stages
 
 # Prints a digest of parameters and state after some steps of awkward sizes and types.
@@ -48,7 +48,7 @@ def digest(threads: int, **environment: str) -> tuple[str, str, str]:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_default_device_does_not_matter(name: str, backend: str) -> None:
-    expected, training = begun(name, "cpu", backend), begun(name, "cpu", backend)
+    expected, training = start_training(name, "cpu", backend), start_training(name, "cpu", backend)
     expected.step()
     with torch.device("meta"):  # where nothing can be read
         training.optimizer.load_state_dict(training.optimizer.state_dict())

@@ -13,14 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 
 from mtadam_fused.backends import Backend, native
-from oracles.numpy_oracle import FAULTS
 from oracles.tolerances import TooFar
-from tests.kernels.test_golden import test_golden_trace as check_golden_trace
-from tests.optimizer.test_terms import test_wide_gradients_of_narrow_parameters as check_wide_gradients
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
+from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_wide_gradients
 from tests.support.cuda_emulator import EmulatedCuda, build, load
-from tests.support.golden import NAMES
-from tests.support.small_problem import OPTIMIZERS, begun
+from tests.support.golden import NAMES, check_trace
+from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_stages
 from tests.support.strategies import cases
 
@@ -47,7 +44,7 @@ in_either_way = pytest.mark.parametrize("cuda", [False, True], indirect=True, id
 @in_either_way
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, cuda: Backend) -> None:
-    check_golden_trace(name, cuda)
+    check_trace(name, cuda, "cpu")
 
 
 ANY = settings(
@@ -122,7 +119,7 @@ def test_wide_gradients(cuda: Backend) -> None:
     check_wide_gradients(cuda)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(fault: str, cuda: Backend) -> None:
     options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
     case = Case(torch.float32, ((129, 33),), terms=3, options=options, steps=3, **ONE)
@@ -172,7 +169,7 @@ def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: Backend) -> 
 def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(threads: int) -> list[torch.Tensor]:
         monkeypatch.setenv("CUDA_ON_CPU_THREADS", str(threads))
-        training = begun(name, "cpu", cuda)
+        training = start_training(name, "cpu", cuda)
         training.step()
         return [p.detach() for p in training.params]
 
@@ -184,7 +181,7 @@ def test_one_launch_of_many_chunks_gives_the_same_bits_as_three(
     threads: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(backend: Backend) -> list[nn.Parameter]:
-        training = begun("MTAdam", "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
+        training = start_training("MTAdam", "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
         training.step()
         return training.params
 

@@ -44,7 +44,7 @@ DEADLOCKS = [
 
 @dataclass(frozen=True)
 class Built:
-    """The command that runs a variant of the program, or why there is none."""
+    """A command that runs a variant of the program, or why there is none."""
 
     command: tuple[str, ...]
     missing: str = ""

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def runtime(name: str) -> str:
-    """The path of a sanitizer's library, which has to be in the process from the start."""
+    """Return the path of a sanitizer's library, which has to be in the process from the start."""
     path = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True).stdout.strip()
     if not Path(path).is_absolute():
         pytest.skip(f"lib{name} is not installed")
@@ -66,8 +66,8 @@ def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def broken(folder: Path, file: str, correct: str, fault: str) -> Path:
-    """A copy of the sources with one fault in it."""
+def copy_with_fault(folder: Path, file: str, correct: str, fault: str) -> Path:
+    """Copy the sources, with one fault in them."""
     csrc = folder / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
     text = (csrc / file).read_text()
@@ -98,7 +98,7 @@ OVERRUNS = {
 @pytest.mark.parametrize("kernel", OVERRUNS)
 def test_an_index_out_of_bounds_is_caught(kernel: str, tmp_path: Path) -> None:
     file, correct, fault = OVERRUNS[kernel]
-    csrc = broken(tmp_path, f"cuda/{file}", correct, fault)
+    csrc = copy_with_fault(tmp_path, f"cuda/{file}", correct, fault)
     done = run(build(tmp_path, csrc, ADDRESS), "asan", "ubsan")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
@@ -115,7 +115,7 @@ RACES = {
 
 @pytest.mark.parametrize("missing", RACES)
 def test_a_race_is_caught(missing: str, tmp_path: Path) -> None:
-    csrc = broken(tmp_path, *RACES[missing])
+    csrc = copy_with_fault(tmp_path, *RACES[missing])
     done = run(build(tmp_path, csrc, THREAD), "tsan")
     assert "ThreadSanitizer: data race" in done.stderr
     assert "_kernel" in done.stderr

@@ -2,49 +2,17 @@
 
 import pytest
 import torch
-from torch import nn
 
-from mtadam_fused import MTAdam
 from mtadam_fused.backends import Backend
 from oracles.numpy_oracle import FAULTS, Parameter, step
 from oracles.published_loop import PublishedMTAdam
 from oracles.tolerances import F32_TRACE, F64_ABSOLUTE, TooFar, check_params, check_values
-from tests.support.golden import NAMES, Trace
-
-
-def run(trace: Trace, optimizer: MTAdam, params: list, t: int) -> None:
-    for group in optimizer.param_groups:
-        if trace.meta["lr_per_step"]:
-            group["lr"] = trace.meta["lr_per_step"][t]
-    for i in trace.terms:
-        with optimizer.term(i):
-            for k, p in enumerate(params):
-                p.grad = trace.grad(t, i, k).to(p.device)
-    optimizer.step()
+from tests.support.golden import NAMES, Trace, check_trace
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_trace(name: str, backend: str | Backend) -> None:
-    compare_with_trace(name, backend, "cpu")
-
-
-def compare_with_trace(name: str, backend: str | Backend, device: str) -> None:
-    """Runs a trace, and compares every step of it."""
-    trace = Trace.load(name)
-    params = [nn.Parameter(p.detach().to(device)) for p in trace.params()]
-    optimizer = MTAdam(trace.groups(params), **trace.options(), backend=backend)
-    order = [k for g in trace.meta["groups"] or [{"idx": range(trace.count)}] for k in g["idx"]]
-    single = trace.meta["dtype"] == "float32"
-    for t in trace.steps:
-        before = [p.detach().cpu().clone() for p in params]
-        run(trace, optimizer, params, t)
-        norms = torch.stack(list(optimizer.running_norms().values()), dim=1)
-        for k, p in enumerate(params):
-            if single:
-                check_values(p, trace.arrays[f"param/{t}/{k}"], *F32_TRACE)
-            else:
-                check_params(p.detach().cpu(), trace.arrays[f"param/{t}/{k}"], before[k])
-            check_values(norms[order.index(k)], trace.arrays[f"norm/{t}/{k}"], relative=1e-5 if single else 1e-12)
+    check_trace(name, backend, "cpu")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,8 +32,8 @@ def test_published_loop_reproduces_the_trace(name: str) -> None:
             check_values(p, trace.arrays[f"param/{t}/{k}"], *(F32_TRACE if single else (0, F64_ABSOLUTE)))
 
 
-def formula_against(trace: Trace, fault: str | None) -> None:
-    """Compares the formula, with a fault or without, with every parameter of a float64 trace."""
+def check_oracle(trace: Trace, fault: str | None) -> None:
+    """Compare the oracle, with a fault or without, with every parameter of a float64 trace."""
     for k in range(trace.count):
         options = trace.group_options(k)
         options["weights"] = dict(enumerate(options.pop("term_weights")))
@@ -80,11 +48,11 @@ def formula_against(trace: Trace, fault: str | None) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "float32"])
 def test_formula_reproduces_the_trace(name: str) -> None:
-    formula_against(Trace.load(name), None)
+    check_oracle(Trace.load(name), None)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_traces_reject_faults(fault: str) -> None:
     trace = Trace.load("weight_decay" if "decay" in fault else "three_terms_weighted")
     with pytest.raises(TooFar):
-        formula_against(trace, fault)
+        check_oracle(trace, fault)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from oracles.numpy_oracle import FAULTS
 from oracles.tolerances import TooFar
 from tests.support.cases import DTYPES, LAYOUTS, Case, fewer
 from tests.support.strategies import cases
@@ -38,7 +37,7 @@ def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
     options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
     case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)

@@ -30,7 +30,7 @@ def fresh_load() -> Iterator[None]:
 
 
 class CountedLaunches:
-    """The module of the kernels, counting how often each is launched; none runs."""
+    """Stand in for the module of the kernels: count the launches of each, and run none."""
 
     def __init__(self, kernels: Any) -> None:
         self._kernels = kernels
@@ -53,8 +53,8 @@ class Launcher:
         return lambda *_, **__: None
 
 
-def stepped(params: list[nn.Parameter], steps: int = 2) -> list[Tensor]:
-    """The parameters after some steps of two terms; which pairs are absent depends on a parameter's size."""
+def run_steps(params: list[nn.Parameter], steps: int = 2) -> list[Tensor]:
+    """Return the parameters after some steps of two terms; which pairs are absent depends on a parameter's size."""
     optimizer = MTAdam(params, lr=0.1, keep_combined_grad=True, backend="triton")
     for t in range(steps):
         for k in range(2):
@@ -72,8 +72,8 @@ def test_types_in_one_table_are_as_each_alone() -> None:
         return [nn.Parameter(torch.arange(n).to(dtype)) for dtype in dtypes for n in (5, 0, 33, 8200)]
 
     dtypes = (torch.bfloat16, torch.float32, torch.float16)
-    together = stepped(params(*dtypes))
-    alone = [stepped(params(dtype)) for dtype in dtypes]
+    together = run_steps(params(*dtypes))
+    alone = [run_steps(params(dtype)) for dtype in dtypes]
     assert len(together) == sum(map(len, alone))
     for dtype, expected in zip(dtypes, alone, strict=True):
         for p, q in zip([p for p in together if p.dtype == dtype], expected, strict=True):
@@ -105,8 +105,8 @@ def test_the_interpreter_runs_only_when_asked_for() -> None:
         select_backend("triton", GPU)
 
 
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool) -> None:
-    """Makes "auto" see a machine with a GPU whose backends are usable or not."""
+def pretend_to_have_a_gpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool) -> None:
+    """Make "auto" see a machine with a GPU whose backends are usable or not."""
     monkeypatch.setattr(backend, "DEVICE_TYPES", ("cuda", "xpu"))
     monkeypatch.setattr(registry, "AUTO", ("cuda", "triton", "cpu", "reference"))
     found = {"cuda": lambda: (cuda, "no nvcc"), "triton": lambda: (triton, "no Triton")}
@@ -114,12 +114,12 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool) -> None:
 
 
 def test_auto_takes_cuda_then_triton_then_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_a_gpu(monkeypatch, cuda=True, triton=True)
+    pretend_to_have_a_gpu(monkeypatch, cuda=True, triton=True)
     assert select_backend("auto", GPU).name == "cuda"
-    on_a_gpu(monkeypatch, cuda=False, triton=True)
+    pretend_to_have_a_gpu(monkeypatch, cuda=False, triton=True)
     assert select_backend("auto", GPU).name == "triton"
     assert select_backend("auto", torch.device("xpu", 0)).name == "triton"
-    on_a_gpu(monkeypatch, cuda=False, triton=False)
+    pretend_to_have_a_gpu(monkeypatch, cuda=False, triton=False)
     with pytest.warns(UserWarning, match="slow pure-PyTorch reference on cuda:0: no nvcc; no Triton"):
         assert select_backend("auto", GPU).name == "reference"
     with pytest.raises(RuntimeError, match="backend 'triton' cannot be used: no Triton"):

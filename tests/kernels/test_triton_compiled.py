@@ -18,7 +18,7 @@ COMBINED = ["term_gram", "fold_gram", "begin_step", "combined_adam"]
 
 @pytest.fixture(scope="module", params=[80, 90])
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What triton_compile_worker.py prints, with an empty cache."""
+    """Return what triton_compile_worker.py prints, with an empty cache."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     command = [sys.executable, "-m", "tests.kernels.triton_compile_worker", str(request.param)]

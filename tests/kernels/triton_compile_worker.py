@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.backends import TritonBackend
 from mtadam_fused.rules import PCGrad
-from tests.support.stages import begin
+from tests.support.stages import prepare_step
 
 FLOAT32 = (torch.float32,)
 ALL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -80,7 +80,7 @@ def run(
     offset: int = 0,
     combined: bool = False,
 ) -> list[list[str]]:
-    """The kernels that each of some steps compiled, each step with another learning rate."""
+    """Return the kernels that each step compiled, each step with another learning rate."""
     params = [nn.Parameter(torch.zeros(n + offset, dtype=dtype)[offset:]) for n in sizes for dtype in dtypes]
     options: dict[str, Any] = {"amsgrad": True, "keep_combined_grad": True, "backend": CompiledTriton()}
     optimizer = CombinedAdam(params, PCGrad(), **options) if combined else MTAdam(params, **options)
@@ -105,7 +105,7 @@ def only_for_the_interpreter(out):
 
 
 def is_refused() -> bool:
-    """Whether a kernel is seen to be refused that the interpreter takes."""
+    """Return whether the compiler refuses a kernel that the interpreter takes."""
     try:
         only_for_the_interpreter[(1,)](torch.zeros(1))
     except Exception:
@@ -122,7 +122,7 @@ def main(architecture: int) -> None:
     runs["unaligned"] = run(compilations, FLOAT32, SIZES, terms=3, steps=2, offset=1)
     runs["other terms"] = run(compilations, FLOAT32, SIZES, terms=2, steps=2)
     runs["all types"] = run(compilations, ALL, SIZES, terms=3, steps=2)
-    args, kernels = begin(CompiledTriton(), "cpu")
+    args, kernels = prepare_step(CompiledTriton(), "cpu")
     compilations.look()
     kernels.term_norms(args)
     kernels.balance(args)

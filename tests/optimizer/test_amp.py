@@ -38,7 +38,7 @@ def scaler_of(scale: float = 1024.0) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1)  # twice the scale after each step
 
 
-def trained(name: str, backend: str, step: Callable[[Any, dict[str, Tensor]], None]) -> tuple[list[Tensor], Any]:
+def train(name: str, backend: str, step: Callable[[Any, dict[str, Tensor]], None]) -> tuple[list[Tensor], Any]:
     model, losses = model_and_losses()
     optimizer = MAKERS[name](model.parameters(), lr=0.1, backend=backend)
     for _ in range(4):
@@ -47,7 +47,7 @@ def trained(name: str, backend: str, step: Callable[[Any, dict[str, Tensor]], No
     return [p.detach() for p in model.parameters()], optimizer
 
 
-def plain(optimizer: Any, losses: dict[str, Tensor]) -> None:
+def step_plain(optimizer: Any, losses: dict[str, Tensor]) -> None:
     optimizer.backward(losses)
     optimizer.step()
 
@@ -57,7 +57,7 @@ def plain(optimizer: Any, losses: dict[str, Tensor]) -> None:
 def test_scaled_training_is_unscaled_training(name: str, unscale_first: bool, backend: str) -> None:
     scaler = scaler_of()
 
-    def scaled(optimizer: Any, losses: dict[str, Tensor]) -> None:
+    def step_scaled(optimizer: Any, losses: dict[str, Tensor]) -> None:
         given = {name: scaler.scale(loss) for name, loss in losses.items()}
         values = [loss.item() for loss in given.values()]
         optimizer.backward(given)
@@ -67,8 +67,8 @@ def test_scaled_training_is_unscaled_training(name: str, unscale_first: bool, ba
         scaler.update()
         assert values == [loss.item() for loss in given.values()]  # the user's are left alone
 
-    expected, reference = trained(name, backend, plain)
-    params, optimizer = trained(name, backend, scaled)
+    expected, reference = train(name, backend, step_plain)
+    params, optimizer = train(name, backend, step_scaled)
     assert same(params, expected)  # powers of two
     assert scaler.get_scale() == 1024 * 2**4
     if name == "MTAdam":
@@ -76,11 +76,11 @@ def test_scaled_training_is_unscaled_training(name: str, unscale_first: bool, ba
 
     scales = iter((1024, 2048, 4096, 8192))
 
-    def never_unscaled(optimizer: Any, losses: dict[str, Tensor]) -> None:
+    def step_never_unscaled(optimizer: Any, losses: dict[str, Tensor]) -> None:
         scale = next(scales)
-        plain(optimizer, {name: scale * loss for name, loss in losses.items()})
+        step_plain(optimizer, {name: scale * loss for name, loss in losses.items()})
 
-    assert not same(trained(name, backend, never_unscaled)[0], expected)
+    assert not same(train(name, backend, step_never_unscaled)[0], expected)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -88,7 +88,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step(name: str, backend: str) -
     model, losses = model_and_losses()
     optimizer = MAKERS[name](model.parameters(), lr=0.1, backend=backend)
     scaler = scaler_of()
-    plain(optimizer, losses())
+    step_plain(optimizer, losses())
     params = [p.detach().clone() for p in model.parameters()]
     state = copy.deepcopy(optimizer.state_dict()["state"])
     with optimizer.term("a", losses()["a"]):

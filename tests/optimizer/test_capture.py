@@ -12,7 +12,7 @@ from torch import Tensor
 from mtadam_fused.backends import CudaBackend, device, native
 from mtadam_fused.backends.device import CAPTURES, DeviceBuffers, Staging
 from tests.support.cuda_emulator import EmulatedCuda
-from tests.support.small_problem import begun
+from tests.support.small_problem import start_training
 
 CUDA = torch.device("cuda")
 
@@ -32,16 +32,16 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Capture:
     return capture
 
 
-def staged(staging: Staging, value: float) -> Tensor:
+def stage(staging: Staging, value: float) -> Tensor:
     return staging(array("d", [value]))
 
 
 def test_each_value_captured_has_memory_of_its_own(capture: Capture) -> None:
     staging = Staging(array("d", [0.0]), CUDA)
     capture.on = True
-    first, second, again = (staged(staging, value) for value in (1.0, 2.0, 1.0))
+    first, second, again = (stage(staging, value) for value in (1.0, 2.0, 1.0))
     capture.on = False
-    outside = staged(staging, 3.0)
+    outside = stage(staging, 3.0)
     assert [t.item() for t in (first, second, again, outside)] == [1.0, 2.0, 1.0, 3.0]
     assert first.data_ptr() == again.data_ptr()
     assert len({t.data_ptr() for t in (first, second, outside)}) == 3
@@ -51,9 +51,9 @@ def test_too_many_captures_in_a_row_are_refused(capture: Capture) -> None:
     staging = Staging(array("d", [0.0]), CUDA)
     for start in (0, 100):
         capture.on = True
-        kept = [staged(staging, start + n) for n in range(CAPTURES)]
+        kept = [stage(staging, start + n) for n in range(CAPTURES)]
         with pytest.raises(RuntimeError, match="make one and capture again"):
-            staged(staging, -1.0)
+            stage(staging, -1.0)
         capture.on = False
         staging.set_aside()
         assert [t.item() for t in kept] == [start + n for n in range(CAPTURES)]
@@ -66,27 +66,27 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     hyperparameters = DeviceBuffers.hyperparameters
 
-    def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
+    def note(*arguments: Any) -> tuple[Tensor, Tensor]:
         made = hyperparameters(*arguments)
         held[:] = map(weakref.ref, made)
         return made
 
-    module = SimpleNamespace(Step=lambda *_: None, Device=lambda *_: None)
+    module = SimpleNamespace(TERM_NORMS=1, BALANCE=2, MTADAM_UPDATE=4)
     module.cuda_run = lambda *_: found.append(all(tensor() is not None for tensor in held))
-    monkeypatch.setattr(DeviceBuffers, "hyperparameters", noted)
+    monkeypatch.setattr(DeviceBuffers, "hyperparameters", note)
     monkeypatch.setattr(native, "module", module)
     return found
 
 
 def test_hyperparameters_of_a_captured_step_are_held_until_the_launch(capture: Capture, launches: list[bool]) -> None:
-    training = begun("MTAdam", "cpu", EmulatedCuda(), dtype=torch.bfloat16)
+    training = start_training("MTAdam", "cpu", EmulatedCuda(), dtype=torch.bfloat16)
     capture.on = True
     training.step()
     assert launches == [True, True]
 
 
 def test_a_step_outside_of_captures_allows_for_more(capture: Capture, launches: list[bool]) -> None:
-    training = begun("MTAdam", "cpu", EmulatedCuda())
+    training = start_training("MTAdam", "cpu", EmulatedCuda())
     (table,) = training.optimizer._table_cache._tables
     (backend,) = training.optimizer._backends.values()
     assert isinstance(backend, CudaBackend)
@@ -105,5 +105,5 @@ def test_a_step_outside_of_captures_allows_for_more(capture: Capture, launches: 
 def test_a_first_step_cannot_be_captured(capture: Capture, launches: list[bool]) -> None:
     capture.on = True
     with pytest.raises(RuntimeError, match="outside of the CUDA graph"):
-        begun("MTAdam", "cpu", EmulatedCuda())
+        start_training("MTAdam", "cpu", EmulatedCuda())
     assert launches == []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
 from oracles.published_loop import PublishedMTAdam
-from tests.support.cases import BACKENDS_OF_THE_CPU
+from tests.support.cases import CPU_BACKENDS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -84,7 +84,7 @@ def test_a_run_without_its_state_is_seen_to_differ(backend: str) -> None:
     assert not any(torch.equal(p, q) for p, q in zip(whole, again, strict=True))
 
 
-@pytest.mark.parametrize("other", BACKENDS_OF_THE_CPU)
+@pytest.mark.parametrize("other", CPU_BACKENDS)
 def test_backends_read_each_others_state(other: str, backend: str) -> None:
     whole = params(torch.float64)
     first = MTAdam(whole, backend=backend)

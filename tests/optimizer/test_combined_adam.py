@@ -116,7 +116,7 @@ def test_keep_combined_grad_is_the_weighted_sum(backend: str) -> None:
 
 
 def shared_model(dtype: torch.dtype = torch.float32) -> tuple[list[nn.Parameter], Callable[[], dict[str, Tensor]]]:
-    """A shared parameter, and one of each of two terms."""
+    """Return a shared parameter and one of each of two terms, and their losses."""
     torch.manual_seed(0)
     shared, one, other = (nn.Parameter(torch.randn(4, 4, dtype=dtype)) for _ in range(3))
     x = torch.randn(8, 4, dtype=dtype)
@@ -262,7 +262,7 @@ def test_flattened_checkpoints_hold_the_rules_state() -> None:
 
 @pytest.mark.parametrize("rule", ["GradNorm", "PCGrad"])
 def test_the_rules_state_matters(rule: str, backend: str) -> None:
-    """The control of the test above: without it a run goes on otherwise."""
+    """Negative control of the test above."""
     params, losses = shared_model()
     optimizer = CombinedAdam(params, RULES[rule](), lr=0.03, backend=backend)
     go_on(optimizer, losses, 5)
@@ -272,16 +272,32 @@ def test_the_rules_state_matters(rule: str, backend: str) -> None:
     assert any(not torch.equal(torch.as_tensor(state[name]), torch.as_tensor(fresh[name])) for name in state)
 
 
+def step_on_random_gradients(optimizer: CombinedAdam, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("one", "other"):
+        with optimizer.term(name, torch.rand((), generator=generator)):
+            for p in optimizer.param_groups[0]["params"]:
+                p.grad = torch.randn(p.shape, generator=generator)
+    optimizer.step()
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_go_on(copied: Callable[[CombinedAdam], CombinedAdam], backend: str) -> None:
     params, losses = shared_model()
-    optimizer = CombinedAdam(params, GradNorm(parameters=params[:1]), backend=backend)
+    optimizer = CombinedAdam(params, GradNorm(parameters=params[:1]), keep_combined_grad=True, backend=backend)
     go_on(optimizer, losses, 3)
     second = copied(optimizer)
+    assert second.last_weights() == optimizer.last_weights()
     assert second.rule.parameters is not None
     assert second.rule.parameters[0] is second.param_groups[0]["params"][0]
     assert second.rule.state_dict().keys() == optimizer.rule.state_dict().keys()
     torch.testing.assert_close(second.rule.state_dict(), optimizer.rule.state_dict(), rtol=0, atol=0)
+    for seed in range(3):
+        step_on_random_gradients(optimizer, seed)
+        step_on_random_gradients(second, seed)
+    for p, q in zip(params, second.param_groups[0]["params"], strict=True):
+        torch.testing.assert_close((q.detach(), q.grad), (p.detach(), p.grad), rtol=0, atol=0)
+    assert second.last_weights() == optimizer.last_weights()
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])

@@ -25,7 +25,7 @@ def assert_unchanged(optimizer: MTAdam, before: dict) -> None:
 
 @pytest.fixture
 def trained(backend: str) -> tuple[MTAdam, nn.Parameter]:
-    """An optimizer that has made a step with the terms a and b."""
+    """Return an optimizer that has made a step with the terms a and b, and its parameter."""
     p = nn.Parameter(torch.ones(3))
     optimizer = MTAdam([p], backend=backend)
     optimizer.backward({"a": p.sum(), "b": p.square().sum()})

@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from mtadam_fused import MTAdam
 
 
-def begun(backend: str, *sizes: int) -> tuple[MTAdam, list[nn.Parameter]]:
+def start(backend: str, *sizes: int) -> tuple[MTAdam, list[nn.Parameter]]:
     params = [nn.Parameter(torch.linspace(1, 2, n)) for n in sizes]
     optimizer = MTAdam(params, lr=0.1, backend=backend)
     step(optimizer, params)
     return optimizer, params
 
 
-def gradients(optimizer: MTAdam, params: list[nn.Parameter]) -> None:
+def run_backward(optimizer: MTAdam, params: list[nn.Parameter]) -> None:
     optimizer.backward(
         [torch.stack([p.square().sum() for p in params]).sum(), torch.stack([3 * p.sum() for p in params]).sum()]
     )
 
 
 def step(optimizer: MTAdam, params: list[nn.Parameter]) -> None:
-    gradients(optimizer, params)
+    run_backward(optimizer, params)
     optimizer.step()
 
 
@@ -33,7 +33,7 @@ def clone(value: Tensor) -> None:
 
 @pytest.mark.parametrize("exchange", [clone, Tensor.share_memory_])
 def test_the_memory_of_all_state(exchange: Callable[[Tensor], object], backend: str) -> None:
-    (changed, p), (same, q) = begun(backend, 5, 7), begun(backend, 5, 7)
+    (changed, p), (same, q) = start(backend, 5, 7), start(backend, 5, 7)
     for state in changed.state.values():
         for value in state.values():
             exchange(value)
@@ -48,7 +48,7 @@ def test_the_memory_of_all_state(exchange: Callable[[Tensor], object], backend: 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_a_parameter_of_another_shape_needs_new_state(size: int, backend: str) -> None:
-    optimizer, (p, q) = begun(backend, 5, 7)
+    optimizer, (p, q) = start(backend, 5, 7)
     p.data = p.data[:size] if size < 5 else torch.ones(size)
     before = q.detach().clone()
     with pytest.raises(
@@ -65,8 +65,8 @@ def test_a_parameter_of_another_shape_needs_new_state(size: int, backend: str) -
 
 @pytest.mark.parametrize("change", [lambda p: p.double(), lambda p: torch.ones(9), lambda p: p[:2]])
 def test_a_parameter_that_changes_after_backward(change: Callable[[Tensor], Tensor], backend: str) -> None:
-    optimizer, (p, q) = begun(backend, 5, 7)
-    gradients(optimizer, [p, q])
+    optimizer, (p, q) = start(backend, 5, 7)
+    run_backward(optimizer, [p, q])
     kept = p.data
     p.data = change(p.data)
     before = q.detach().clone()
@@ -95,8 +95,8 @@ def test_a_layout_that_changes_after_backward(backend: str) -> None:
 
 
 def test_parameters_that_leave_or_are_exchanged_after_backward(backend: str) -> None:
-    optimizer, (p, q) = begun(backend, 5, 5)
-    gradients(optimizer, [p, q])
+    optimizer, (p, q) = start(backend, 5, 5)
+    run_backward(optimizer, [p, q])
     group = optimizer.param_groups[0]
     for params in ([q], [q, p], []):
         group["params"] = params
@@ -117,7 +117,7 @@ def test_gradients_with_the_negative_bit(backend: str) -> None:
 
 
 def test_what_users_keep_in_the_state_is_left_alone(backend: str) -> None:
-    optimizer, (p,) = begun(backend, 5)
+    optimizer, (p,) = start(backend, 5)
     kept = torch.ones(2, dtype=torch.float64)
     optimizer.state[p] |= {"note": 3, "kept": kept}
     step(optimizer, [p])

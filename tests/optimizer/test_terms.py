@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import Backend
 from oracles.tolerances import same
+from tests.support.cases import check_wide_gradients
 
 
 def model_and_losses(seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -16,11 +17,11 @@ def model_and_losses(seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
     return model, {"fit": (out[:, 0] - 1).square().mean(), "size": 1000 * out[:, 1].abs().mean()}
 
 
-def values(model: nn.Module) -> list[Tensor]:
+def copy_params(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def stepped(route: str, backend: str, **options) -> list[Tensor]:
+def step_by(route: str, backend: str, **options) -> list[Tensor]:
     model, losses = model_and_losses()
     optimizer = MTAdam(model.parameters(), backend=backend, **options)
     if route == "mapping":
@@ -42,14 +43,14 @@ def stepped(route: str, backend: str, **options) -> list[Tensor]:
                 for p, g in zip(model.parameters(), of_term, strict=True):
                     p.grad = g
     optimizer.step()
-    return values(model)
+    return copy_params(model)
 
 
 @pytest.mark.parametrize("route", ["sequence", "term", "position", "autograd.grad"])
 def test_all_routes_make_the_same_step(route: str, backend: str) -> None:
-    expected = stepped("mapping", backend)
-    assert same(stepped(route, backend), expected)
-    assert not same(stepped(route, backend, lr=0.1), expected)
+    expected = step_by("mapping", backend)
+    assert same(step_by(route, backend), expected)
+    assert not same(step_by(route, backend, lr=0.1), expected)
 
 
 def test_graph_is_freed_with_the_last_term_unless_retained(backend: str) -> None:
@@ -63,11 +64,11 @@ def test_graph_is_freed_with_the_last_term_unless_retained(backend: str) -> None
 
 def test_inputs_limits_what_is_differentiated(backend: str) -> None:
     model, losses = model_and_losses()
-    before = values(model)
+    before = copy_params(model)
     optimizer = MTAdam(model.parameters(), backend=backend)
     optimizer.backward(losses, inputs=list(model.parameters())[2:])
     optimizer.step()
-    after = values(model)
+    after = copy_params(model)
     assert same(before[:2], after[:2])
     assert not torch.equal(before[2], after[2])
 
@@ -81,7 +82,7 @@ def test_entering_a_term_again_adds(backend: str) -> None:
             out = model(part)
             optimizer.backward({"a": out[:, 0].sum(), "b": out[:, 1].square().sum()})
         optimizer.step()
-        return values(model)
+        return copy_params(model)
 
     for a, b in zip(run(1), run(4), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -101,12 +102,12 @@ def test_gradients_are_taken_without_a_copy() -> None:
 
 def test_zero_grad_drops_the_terms(backend: str) -> None:
     model, losses = model_and_losses()
-    before = values(model)
+    before = copy_params(model)
     optimizer = MTAdam(model.parameters(), backend=backend)
     optimizer.backward(losses)
     optimizer.zero_grad()
     optimizer.step()
-    assert same(values(model), before)
+    assert same(copy_params(model), before)
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -289,18 +290,7 @@ def test_autograd_sees_no_change_where_there_is_none(backend: str) -> None:
 
 
 def test_wide_gradients_of_narrow_parameters(backend: str | Backend) -> None:
-    """float32 gradients of bfloat16 parameters, alone and beside bfloat16 ones."""
-    p = nn.Parameter(torch.ones(300, dtype=torch.bfloat16))
-    if not hasattr(p, "grad_dtype"):
-        pytest.skip("this torch keeps gradients in the type of the parameter")
-    p.grad_dtype = None
-    optimizer = MTAdam([p], lr=0.5, backend=backend)
-    for dtype, term in ((torch.float32, 0), (torch.bfloat16, 1)):
-        with optimizer.term(term):
-            p.grad = torch.full((300,), 1.0 + term, dtype=dtype)
-    optimizer.step()
-    torch.testing.assert_close(p.detach(), torch.zeros_like(p))
-    assert optimizer.running_norms()[1][0].item() == pytest.approx(2 * 300**0.5)
+    check_wide_gradients(backend)
 
 
 def test_a_tensor_of_the_state_that_was_exchanged_is_used(backend: str) -> None:

@@ -44,7 +44,7 @@ def resources(source: Path, arch: str, folder: Path) -> list[str]:
 
 
 def spills(lines: list[str]) -> bool:
-    """Whether any kernel has a stack frame or spilled registers."""
+    """Return whether any kernel has a stack frame or spilled registers."""
     clean = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
     return any("stack frame" in line and line.strip() != clean for line in lines)
 
@@ -70,7 +70,7 @@ def test_no_spills(source: Path, arch: str, tmp_path: Path) -> None:
 
 
 def wide_accesses(source: Path, folder: Path) -> set[str]:
-    """The instructions that move 16 bytes from or to global memory."""
+    """Return the instructions that move 16 bytes from or to global memory."""
     target = folder / "kernel.ptx"
     subprocess.run(["nvcc", "-std=c++17", "-O3", "-arch=compute_90", "-ptx", source, "-o", target], check=True)
     return set(re.findall(r"\b(?:ld|st)\.global[.a-z]*\.v4\.[a-z]32", target.read_text()))

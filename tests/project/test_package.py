@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def build(source: Path, kind: str, out: Path, **environment: str) -> tuple[Path, str]:
-    """Builds an sdist or a wheel through the build backend, as pip does; returns it and what was printed."""
+    """Build an sdist or a wheel through the build backend, as pip does; return it and what was printed."""
     code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
     run = subprocess.run(
         [sys.executable, "-c", code, str(out)], cwd=source, env=os.environ | environment, capture_output=True, text=True
@@ -28,13 +28,13 @@ def build(source: Path, kind: str, out: Path, **environment: str) -> tuple[Path,
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An sdist, and what was printed as it was built."""
+    """Build an sdist; return it and what was printed."""
     return build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture
 def unpacked(sdist: tuple[Path, str], tmp_path: Path) -> Path:
-    """The sources as an sdist has them, nothing built yet."""
+    """Unpack the sources of an sdist, nothing built yet."""
     with tarfile.open(sdist[0]) as archive:
         archive.extractall(tmp_path / "sources", filter="data")
     (sources,) = (tmp_path / "sources").iterdir()
@@ -42,7 +42,7 @@ def unpacked(sdist: tuple[Path, str], tmp_path: Path) -> Path:
 
 
 def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code with only the wheel's package on the path, besides what is installed."""
+    """Run code with only the wheel's package on the path, besides what is installed."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     environment = os.environ | {"PYTHONPATH": str(folder)}

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_python_blocks_run() -> None:
-    in_processes = ("no_sync", "fully_shard")  # in the blocks that test_ddp.py and test_spread.py run
+    in_processes = ("no_sync", "fully_shard")  # in the blocks that test_ddp.py and test_dtensor.py run
     blocks = [block for block in python_blocks() if not any(word in block for word in in_processes)]
     assert len(blocks) == 6
     model = nn.Linear(3, 3)

@@ -11,51 +11,11 @@ from torch import Tensor
 from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad
 from mtadam_fused.rules.pcgrad import splitmix64 as hash_tensor
 from oracles.tolerances import TooFar
+from tests.rules.gradients import MAKERS, SPACE, UNKNOWN, Array, badly_scaled, conflicting, gram_of, random
 
-Array = np.ndarray
 TERMS = range(2, 9)
-UNKNOWN = torch.empty(0)
-SPACE = 20  # dimensions of the gradients
-
-
-# -- gradients [K, SPACE] ----------------------------------------------------------------------------------------------
-
-
-def random(terms: int) -> Array:
-    return np.random.default_rng(terms).standard_normal((terms, SPACE))
-
-
-def conflicting(terms: int) -> Array:
-    """Most pairs at more than a right angle."""
-    g = random(terms)
-    return g - 1.2 * g.mean(axis=0)
-
-
-def colinear(terms: int) -> Array:
-    return np.outer(np.arange(1.0, terms + 1), random(2)[0])
-
-
-def opposite(terms: int) -> Array:
-    return np.outer((-1.0) ** np.arange(terms) * np.arange(1, terms + 1), random(2)[0])
-
-
-def with_zeros(terms: int) -> Array:
-    g = conflicting(terms)
-    g[1::3] = 0.0
-    return g
-
-
-def badly_scaled(terms: int) -> Array:
-    return conflicting(terms) * np.logspace(-8, 8, terms)[:, None]
-
-
-MAKERS: tuple[Callable[[int], Array], ...] = (random, conflicting, colinear, opposite, with_zeros, badly_scaled)
 every_kind = pytest.mark.parametrize("make", MAKERS)
 every_number = pytest.mark.parametrize("terms", TERMS)
-
-
-def gram_of(g: Array) -> Tensor:
-    return torch.from_numpy(g @ g.T)
 
 
 def losses_of(terms: int, seed: int = 0) -> Tensor:
@@ -63,7 +23,7 @@ def losses_of(terms: int, seed: int = 0) -> Tensor:
 
 
 def check_sum(weights: Tensor, g: Array, expected: Array, relative: float = 1e-12) -> None:
-    """Raises TooFar unless the weighted gradients sum to ``expected``, to the rounding of what is summed."""
+    """Raise TooFar unless the weighted gradients sum to ``expected``, to the rounding of what is summed."""
     w = weights.numpy()
     slack = relative * (np.abs(w) @ np.linalg.norm(g, axis=1) + np.linalg.norm(g, axis=1).sum())
     if not np.linalg.norm(w @ g - expected) <= slack:
@@ -149,7 +109,7 @@ def test_pcgrad_orders() -> None:
 
 
 def check_least(g: Array, weights: Array, relative: float = 1e-6) -> None:
-    """Raises TooFar unless no vector goes against the point ``weights @ g``: its duality gap is small.
+    """Raise TooFar unless no vector goes against the point ``weights @ g``: its duality gap is small.
 
     The gap, the point's square less its least product with any vector, is 0 at the least point alone.
     """
@@ -166,7 +126,7 @@ def check_least(g: Array, weights: Array, relative: float = 1e-6) -> None:
 
 
 def by_quadratic_programming(g: Array) -> float:
-    """The least square of a point of the hull, by scipy."""
+    """Return the least square of a point of the hull, by scipy."""
     gram = g @ g.T
     count = len(g)
     solved = minimize(

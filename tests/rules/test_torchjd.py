@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtadam_fused.rules import MGDA, PCGrad
-from tests.rules.test_rules import UNKNOWN, conflicting, gram_of, random
+from tests.rules.gradients import UNKNOWN, conflicting, gram_of, random
 
 aggregation = pytest.importorskip("torchjd.aggregation", reason="TorchJD is not installed")
 

@@ -25,7 +25,7 @@ FLAGS += ['-DMTADAM_CUDA="the CPU"', f"-I{pybind11.get_include()}", f"-I{sysconf
 
 
 def compile_one(source: Path, target: Path, sanitize: Sequence[str]) -> Path:
-    """An object; only CUDA sources are sanitized."""
+    """Compile an object; only CUDA sources are sanitized."""
     flags = [*FLAGS, "-DMTADAM_ISA=baseline"] if source.name == "blocks.cpp" else FLAGS
     if source.suffix == ".cu":
         flags = [*flags, *sanitize, "-x", "c++", "-include", str(SHIM)]
@@ -36,23 +36,23 @@ def compile_one(source: Path, target: Path, sanitize: Sequence[str]) -> Path:
 
 @cache
 def compile_once(source: Path, sanitize: tuple[str, ...]) -> Path:
-    """An object of a source as it is, for all builds of this process."""
+    """Compile a source as it is, once for all builds of this process."""
     return compile_one(source, Path(mkdtemp(dir=OBJECTS.name)) / f"{source.name}.o", sanitize)
 
 
 def build(folder: Path, csrc: Path = CSRC, sanitize: tuple[str, ...] = ()) -> Path:
-    """The module's library, made in ``folder`` from ``csrc`` or a copy of it with changes in its CUDA sources."""
+    """Build the module's library in ``folder`` from ``csrc`` or a copy of it with changes in its CUDA sources."""
     files = [path for path in csrc.rglob("*.*") if path.read_bytes() != (CSRC / path.relative_to(csrc)).read_bytes()]
     header_changed = any(path.suffix != ".cu" for path in files)
 
-    def compiled(source: Path) -> Path:
+    def compile_or_reuse(source: Path) -> Path:
         if source.suffix == ".cu" and (header_changed or source in files):
             return compile_one(source, folder / f"{source.name}.o", sanitize)
         return compile_once(CSRC / source.relative_to(csrc), sanitize if source.suffix == ".cu" else ())
 
     sources = [csrc / "bindings.cpp", *(csrc / "cpu").glob("*.cpp"), *(csrc / "cuda").glob("*.cu")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, sources))
+        objects = list(pool.map(compile_or_reuse, sources))
     library = folder / "_C.so"
     subprocess.run(["g++", "-shared", *sanitize, "-o", library, *objects, "-ldl", "-lpthread"], check=True)
     return library
@@ -69,7 +69,7 @@ class EmulatedCuda(CudaBackend):
 
 
 def load(library: Path) -> ModuleType:
-    """The module of a library, beside the one that is installed."""
+    """Load the module of a library, beside the one that is installed."""
     spec = importlib.util.spec_from_file_location("_C", library)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Steps that processes have made together, beside those of the float64 formula on the whole batch."""
+"""Compare the steps that processes make together with the float64 oracle's steps on the whole batch."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ Steps = list[list[Tensor]]  # the parameters after each
 
 
 def term_gradients(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> list[list[Tensor | None]]:
-    """[K][parameters]"""
+    """Return the gradients, [K][parameters], None where a loss does not reach a parameter."""
     known = list(params)
     return [list(torch.autograd.grad(loss, known, retain_graph=True, allow_unused=True)) for loss in losses.values()]
 
@@ -21,14 +21,14 @@ def term_gradients(losses: Mapping[str, Tensor], params: Iterable[Tensor]) -> li
 def check_steps(
     steps: Steps, network: nn.Module, losses: Callable[[int], Mapping[str, Tensor]], **options: Any
 ) -> list[numpy_oracle.Parameter]:
-    """Compares the parameters after each step with the formula's, which become those of ``network``.
+    """Compare the parameters after each step with the oracle's, which become those of ``network``.
 
     Args:
         losses: of ``network`` at each step, on the whole batch.
         options: hyper-parameters.
 
     Returns:
-        The formula's parameters and state after the last step.
+        The oracle's parameters and state after the last step.
 
     Raises:
         TooFar: they differ.

@@ -1,4 +1,4 @@
-"""Processes of a gloo group on this machine: how they are started, and what all of them do."""
+"""Start the processes of a gloo group on this machine; helpers that run in each of them."""
 
 import os
 import subprocess
@@ -34,9 +34,9 @@ def run_all(number: int, folder: Path, module: str, *arguments: str) -> list[str
     return outputs
 
 
-def leave(folder: Path, rank: int, found: Any) -> None:
+def save_and_exit(folder: Path, rank: int, results: Any) -> None:
     """Ends a process, with what it has found saved in the folder."""
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # without the end of gloo's threads, which now and then aborts a process
@@ -50,8 +50,8 @@ def error_of(call: Callable[[], Any]) -> str:
     return "none"
 
 
-def readme_example(wrapper: Any) -> list[Tensor]:
-    """The state of the network after README's example with ``wrapper``, on other data in each process."""
+def run_readme_example(wrapper: Any) -> list[Tensor]:
+    """Run README's example with ``wrapper`` on other data in each process; return the network's state."""
     (example,) = (block for block in python_blocks() if f"{wrapper.__name__}(" in block)
     torch.manual_seed(0)
     network = nn.Linear(3, 3)
@@ -61,10 +61,10 @@ def readme_example(wrapper: Any) -> list[Tensor]:
 
 
 class Spy(Rule):
-    """Keeps what it is given.
+    """A rule that keeps what it is given.
 
     Args:
-        weights: gives its weights, from the losses.
+        weights: returns the weights, from the losses.
     """
 
     needs_losses = True

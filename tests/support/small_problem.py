@@ -1,4 +1,4 @@
-"""Every optimizer on the same small problem, for tests of how a step runs and not of what it computes."""
+"""One small problem for every optimizer, for tests of how a step runs and not of what it computes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Training:
     optimizer: TermOptimizer
 
     def step(self, times: float = 1.0) -> None:
-        """A step, on gradients so many times as large."""
+        """Step on gradients ``times`` as large."""
         for k, (of_term, loss) in enumerate(zip(self.grads, self.losses, strict=True)):
             with self.optimizer.term(k, loss):
                 for p, g in zip(self.params, of_term, strict=True):
@@ -40,7 +40,7 @@ class Training:
         self.optimizer.step()
 
 
-def begun(
+def start_training(
     name: str,
     device: str,
     backend: str | Backend,
@@ -51,7 +51,7 @@ def begun(
     place: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     **options: Any,
 ) -> Training:
-    """A training that has begun; what parameters and gradients are made of goes through ``place``."""
+    """Return a training that has made its first step; ``place`` is applied to all parameters and gradients."""
     torch.manual_seed(0)
     values = [torch.randn(n, device=device, dtype=dtype) for n in sizes]
     params = [nn.Parameter(place(value)) for value in values]

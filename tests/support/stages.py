@@ -1,4 +1,4 @@
-"""MTAdam's stages apart, as tensors that are spread over processes need them: each leaves what the next one takes."""
+"""MTAdam's stages one by one, as sharded parameters need them: each stage leaves what the next one takes."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from mtadam_fused.hyperparameters import MTAdamHyperparameters
 from mtadam_fused.tables import ParamTable, StepArgs
 from mtadam_fused.tables.layout import TermGradients
 from oracles.tolerances import TooFar, check_values, same
-from tests.support.small_problem import begun
+from tests.support.small_problem import start_training
 
 BETA3 = 0.9  # the default
 
 
-def begin(backend: str | Backend, device: str, **problem: Any) -> tuple[StepArgs, Backend]:
-    """A step to be made, of which a term does not reach a parameter."""
-    training = begun("MTAdam", device, backend, **problem)
+def prepare_step(backend: str | Backend, device: str, **problem: Any) -> tuple[StepArgs, Backend]:
+    """Return the arguments of a step in which a term does not reach a parameter, and the backend."""
+    training = start_training("MTAdam", device, backend, **problem)
     optimizer = training.optimizer
     grads: TermGradients = [list(of_term) for of_term in training.grads]
     grads[1][2] = None
@@ -33,22 +33,22 @@ def values(table: ParamTable) -> list[Tensor]:
 
 @torch.no_grad()
 def check_stages(backend: str | Backend, device: str = "cpu", **problem: Any) -> None:
-    args, kernels = begin(backend, device, **problem)
+    args, kernels = prepare_step(backend, device, **problem)
     kernels.term_norms(args)
     norms = args.table.norms.cpu()
     expected = [[float("nan") if g is None else g.double().norm() for g in of_term] for of_term in args.grads]
     check_values(norms, torch.tensor(expected).t().numpy(), 1e-6)
     kernels.balance(args)
     kernels.mtadam_update(args)
-    at_once, kernels = begin(backend, device, **problem)
+    at_once, kernels = prepare_step(backend, device, **problem)
     kernels.mtadam_step(at_once)
     assert same(values(args.table), values(at_once.table))
 
 
 @torch.no_grad()
 def check_other_norms(backend: str | Backend, device: str = "cpu") -> None:
-    """Norms that others have put in the place of those of the gradients, which are parts, are those that count."""
-    args, kernels = begin(backend, device)
+    """Check that norms that were replaced between the stages are used, as sharded parameters need it."""
+    args, kernels = prepare_step(backend, device)
     before = args.table.norm_avg.double().cpu()
     kernels.term_norms(args)
     whole = torch.rand_like(args.table.norms) + args.table.norms

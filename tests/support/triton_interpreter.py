@@ -1,4 +1,7 @@
-"""Turns on Triton's interpreter where there is no GPU; to be imported before ``mtadam_fused``."""
+"""Turn on Triton's interpreter where there is no GPU.
+
+To be imported before ``mtadam_fused``, which reads TRITON_INTERPRET when it is imported.
+"""
 
 import os
 
@@ -6,7 +9,7 @@ import torch
 
 
 def turn_on() -> bool:
-    """Whether the Triton kernels run on the CPU from now on; where there is a GPU they run on that alone."""
+    """Return whether the Triton kernels run on the CPU from now on; where there is a GPU they run on that alone."""
     if torch.cuda.is_available():
         return False
     os.environ["TRITON_INTERPRET"] = "1"
@@ -23,7 +26,7 @@ def turn_on() -> bool:
     cast = interpreter.InterpreterBuilder.cast_impl
 
     def rounding_cast(self, src, dst_type):
-        """To bfloat16 the interpreter (of Triton 3.6) cuts digits off, where GPUs round; as they do here."""
+        """Round to bfloat16 as GPUs do; the interpreter of Triton 3.6 truncates."""
         if dst_type.scalar is not bfloat16:
             return cast(self, src, dst_type)
         rounded = torch.from_numpy(src.data).bfloat16().view(torch.uint16).numpy()

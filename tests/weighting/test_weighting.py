@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtadam_fused import weighting as w
-from oracles import numpy_weighting as formula
+from oracles import numpy_weighting
 from oracles.numpy_weighting import Answer
 from oracles.tolerances import TooFar, check_values
 
@@ -24,32 +24,32 @@ LEARNED = np.array([0.7, -1.6, 2.5])
 
 # What makes the weighting, its formula, and the formula's faults.
 CASES: dict[str, tuple[Callable[..., w.Weighting], Callable[..., Answer], tuple[str, ...]]] = {
-    "equal": (lambda **o: w.EqualWeights(**o), formula.equal, ("sum",)),
+    "equal": (lambda **o: w.EqualWeights(**o), numpy_weighting.equal, ("sum",)),
     "prior": (
         lambda **o: w.PriorLoss(dict(zip(TERMS, VALUES, strict=True)), **o),
-        lambda x, k, **o: formula.prior(x, k, VALUES, **o),
+        lambda x, k, **o: numpy_weighting.prior(x, k, VALUES, **o),
         ("relative",),
     ),
     "given": (
         lambda **o: w.InitialLoss(values=dict(zip(TERMS, VALUES, strict=True)), **o),
-        lambda x, k, **o: formula.prior(x, k, VALUES, **o),
+        lambda x, k, **o: numpy_weighting.prior(x, k, VALUES, **o),
         ("relative",),
     ),
-    "real-time": (lambda **o: w.RealTimeLoss(**o), formula.real_time, ("divisor differentiated",)),
+    "real-time": (lambda **o: w.RealTimeLoss(**o), numpy_weighting.real_time, ("divisor differentiated",)),
     "uncertainty": (
         lambda **o: w.Uncertainty(TERMS, **o),
-        lambda x, k, **o: formula.uncertainty(x, k, LEARNED, **o),
+        lambda x, k, **o: numpy_weighting.uncertainty(x, k, LEARNED, **o),
         ("no half", "log p^2", "priority of the loss alone"),
     ),
     "kendall": (
         lambda **o: w.KendallUncertainty(TERMS, KINDS, **o),
-        lambda x, k, **o: formula.kendall(x, k, LEARNED, KINDS, **o),
+        lambda x, k, **o: numpy_weighting.kendall(x, k, LEARNED, KINDS, **o),
         ("kinds alike", "whole s", "priority of the loss alone"),
     ),
 }
 
 
-def with_learned(weighting: w.Weighting) -> w.Weighting:
+def set_learned(weighting: w.Weighting) -> w.Weighting:
     """``weighting`` with LEARNED in place of what its parameter starts at."""
     for parameter in weighting.parameters():
         parameter.data = torch.from_numpy(LEARNED.copy())
@@ -88,25 +88,25 @@ def test_formula(name: str, priorities: Any, dtype: torch.dtype) -> None:
         priorities = dict(zip(TERMS, priorities, strict=True))  # those know no terms to put a list in order
     factors = np.ones(3) if priorities is None else PRIORITIES
     relative = 1e-12 if dtype == torch.float64 else 2e-6
-    check(with_learned(make(priorities=priorities)), leaves(dtype=dtype), right(LOSSES, factors), relative)
+    check(set_learned(make(priorities=priorities)), leaves(dtype=dtype), right(LOSSES, factors), relative)
     for fault in faults:
         if priorities is not None or "priority" not in fault:
             with pytest.raises(TooFar):
-                check(with_learned(make(priorities=priorities)), leaves(), right(LOSSES, factors, fault=fault), 1e-3)
+                check(set_learned(make(priorities=priorities)), leaves(), right(LOSSES, factors, fault=fault), 1e-3)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_compiles_to_one_graph(name: str) -> None:
     torch.compiler.reset()
     make, right, _ = CASES[name]
-    weighting = with_learned(make())
+    weighting = set_learned(make())
     weighting.compile(fullgraph=True, backend="aot_eager")
     check(weighting, leaves(), right(LOSSES, np.ones(3)), 1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_lists_validation_types_and_copies(name: str) -> None:
-    weighting = with_learned(CASES[name][0]())
+    weighting = set_learned(CASES[name][0]())
     expected = weighting(leaves())
     with torch.no_grad():
         assert torch.equal(weighting(leaves()), expected)
@@ -126,7 +126,7 @@ def test_lists_validation_types_and_copies(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_an_absent_term_contributes_nothing(name: str) -> None:
     _, right, _ = CASES[name]
-    weighting = with_learned(CASES[name][0](priorities=dict(zip(TERMS, PRIORITIES, strict=True))))
+    weighting = set_learned(CASES[name][0](priorities=dict(zip(TERMS, PRIORITIES, strict=True))))
     losses = leaves()
     weighting({"c": losses["c"], "a": losses["a"]}).backward()
     full, factor = right(LOSSES, PRIORITIES), 1.5 if name == "equal" else 1.0  # K is the number of losses in the call
@@ -145,7 +145,7 @@ def histories() -> list[np.ndarray]:
     return [np.array(row) for row in ([2, 3, 5], [4, np.nan, 1], [1, 7, np.nan], [8, 1, 4], [9, 2, 6.0])]
 
 
-def given(row: np.ndarray) -> dict[str, Tensor]:
+def present_losses(row: np.ndarray) -> dict[str, Tensor]:
     return {term: loss for term, loss in leaves(row).items() if not loss.isnan()}
 
 
@@ -154,14 +154,14 @@ def test_initial_losses_are_means_of_the_first_batches(batches: int) -> None:
     weighting = w.InitialLoss(batches, priorities=dict(zip(TERMS, PRIORITIES, strict=True)))
     for count, row in enumerate(histories(), start=1):
         present = ~np.isnan(row)
-        right = formula.initial(histories()[:count], row, PRIORITIES, batches)
+        right = numpy_weighting.initial(histories()[:count], row, PRIORITIES, batches)
         total = float(np.sum((right.by_loss * row)[present]))
-        check(weighting, given(row), Answer(total, right.by_loss[present]), 1e-12)
+        check(weighting, present_losses(row), Answer(total, right.by_loss[present]), 1e-12)
         weighting.eval()(leaves(np.array([1000.0, 1000.0, 1000.0])))  # not counted
         weighting.train()
     for fault in ("last",) if batches == 1 else ("last", "first"):
         with pytest.raises(TooFar):
-            check(weighting, leaves(), formula.initial(histories(), LOSSES, PRIORITIES, batches, fault), 1e-3)
+            check(weighting, leaves(), numpy_weighting.initial(histories(), LOSSES, PRIORITIES, batches, fault), 1e-3)
 
 
 def test_initial_losses_before_training_are_ones_own() -> None:
@@ -174,7 +174,7 @@ def test_initial_losses_before_training_are_ones_own() -> None:
 @pytest.mark.parametrize("seen", range(5))
 def test_initial_losses_are_saved(seen: int) -> None:
     def run(calls: list[np.ndarray], weighting: w.InitialLoss) -> Tensor:
-        return torch.stack([weighting(given(row)).detach() for row in calls])
+        return torch.stack([weighting(present_losses(row)).detach() for row in calls])
 
     first = w.InitialLoss(batches=3)
     if seen:
@@ -195,8 +195,8 @@ def test_initial_losses_are_saved(seen: int) -> None:
 # -- learned weights ---------------------------------------------------------------------------------------------------
 
 
-def minimise(weighting: w.Weighting, losses: dict[str, Tensor]) -> np.ndarray:
-    """What the weighting's parameter comes to for constant losses."""
+def minimize(weighting: w.Weighting, losses: dict[str, Tensor]) -> np.ndarray:
+    """Return the weighting's parameter at its optimum for constant losses."""
     (parameter,) = weighting.double().parameters()
     optimizer = torch.optim.LBFGS(
         [parameter], max_iter=500, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
@@ -214,9 +214,9 @@ def minimise(weighting: w.Weighting, losses: dict[str, Tensor]) -> np.ndarray:
 
 @pytest.mark.parametrize("priorities", [None, PRIORITIES.tolist()])
 def test_learned_weights_reach_their_optimum(priorities: list[float] | None) -> None:
-    p = minimise(w.Uncertainty(TERMS, priorities=priorities), leaves())
-    variances = np.exp(minimise(w.KendallUncertainty(TERMS, KINDS, priorities=priorities), leaves()))
-    best = np.array([formula.best_p(loss) for loss in LOSSES])
+    p = minimize(w.Uncertainty(TERMS, priorities=priorities), leaves())
+    variances = np.exp(minimize(w.KendallUncertainty(TERMS, KINDS, priorities=priorities), leaves()))
+    best = np.array([numpy_weighting.best_p(loss) for loss in LOSSES])
     check_values(torch.from_numpy(p**4), LOSSES / 2 * (1 + p**2), 1e-6)
     check_values(torch.from_numpy(p), best, 1e-6)
     check_values(torch.from_numpy(variances), LOSSES * [1, 2, 1], 1e-6)
@@ -241,7 +241,7 @@ def test_docstring_keeps_weight_decay_off(kind: type[w.Weighting]) -> None:
 
 
 def test_weight_decay_misses_the_optimum() -> None:
-    def trained(decay: float) -> float:
+    def train(decay: float) -> float:
         weighting = w.Uncertainty(["a"]).double()
         optimizer = torch.optim.SGD([{"params": weighting.parameters(), "weight_decay": decay}], lr=0.05)
         for _ in range(1000):
@@ -250,12 +250,12 @@ def test_weight_decay_misses_the_optimum() -> None:
             optimizer.step()
         return weighting.p.item()
 
-    assert trained(0.0) == pytest.approx(formula.best_p(7.0), rel=1e-6)
-    assert trained(0.1) != pytest.approx(formula.best_p(7.0), rel=1e-2)
+    assert train(0.0) == pytest.approx(numpy_weighting.best_p(7.0), rel=1e-6)
+    assert train(0.1) != pytest.approx(numpy_weighting.best_p(7.0), rel=1e-2)
 
 
 def test_learned_weights_are_saved_with_their_terms() -> None:
-    first = with_learned(w.Uncertainty(TERMS))
+    first = set_learned(w.Uncertainty(TERMS))
     second = w.Uncertainty(TERMS).double()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(leaves()), second(leaves()))

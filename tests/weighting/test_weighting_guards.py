@@ -19,7 +19,7 @@ def scalars(**values: float) -> dict[str, Tensor]:
 
 
 def unseeing(weighting: w.Weighting) -> Any:
-    """The weighting compiled: as on a device, it does not look at losses."""
+    """Compile the weighting: as on a device, it does not look at losses."""
     torch.compiler.reset()
     return torch.compile(weighting, fullgraph=True, backend="eager")
 
