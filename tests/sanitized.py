@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,13 @@ class Outcome:
     stdout: str
     stderr: str
 
-    def __getitem__(self, name: str) -> Any:
+    @cached_property
+    def printed(self) -> dict[str, Any]:
         assert self.returncode == 0, self.stderr
-        return json.loads(self.stdout)[name]
+        return json.loads(self.stdout)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.printed[name]
 
 
 def runtimes() -> tuple[str, ...]:
@@ -158,6 +163,7 @@ def run_cases(capability: str, *, preload: Sequence[str] = (), pool: str = "", *
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": str(ROOT)}
     # Leaks are not looked for: that needs ptrace, which containers often refuse.
     environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # for more threads than processors
     if pool:
         environment["MTADAM_FUSED_THREADS"] = pool
     command = [sys.executable, str(PROGRAM), json.dumps(wanted)]
