@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -167,6 +168,7 @@ def patterns(dtype: torch.dtype) -> Tensor:
     return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
 
 
+@cache
 def hard_floats(dtype: torch.dtype) -> Tensor:
     """Every number of a 16-bit type, every tie between two of them, and the floats next to each."""
     ordered = patterns(dtype).double().sort().values[:-1]
@@ -214,9 +216,9 @@ def check_threshold(backend: str) -> None:
             for first, anchor in ((tiny, 1.0), (above, above)):
                 p = nn.Parameter(torch.ones(1, dtype=dtype))
                 optimizer = MTAdam([p], norm_init=norm_init, backend=backend)
-                for k, norm in enumerate((first, 1.0)):
+                for k, norm in enumerate((first, torch.ones_like(tiny))):
                     with optimizer.term(k):
-                        p.grad = torch.ones(1, dtype=dtype) * norm
+                        p.grad = norm.reshape(1)
                 optimizer.step()
                 waits = norm_init == "first_nonzero" and first is tiny
                 assert optimizer.term_norms()[0].isnan().item() == waits

@@ -136,11 +136,12 @@ def outcomes(libraries: Libraries) -> dict[str, Outcome]:
         threads = THREADS if capability == best else [2]
         jobs[capability] = partial(run_cases, capability, overrun="guard", guards=True, threads=threads)
     for capability in CAPABILITIES if libraries.sanitized else ():
-        more = {"overrun": "heap", "random": True, "threads": [2]} if capability == best else {}
-        sanitized = {"library": str(libraries.sanitized), "preload": runtimes()}
-        jobs[f"sanitized {capability}"] = partial(run_cases, capability, all=True, **sanitized, **more)
+        job = partial(run_cases, capability, preload=runtimes(), library=str(libraries.sanitized), all=True)
+        jobs[f"sanitized {capability}"] = job
+    if libraries.sanitized:
+        jobs[f"sanitized {best}"] = partial(job, overrun="heap", random=True, threads=[2])
     for pool in ("openmp", "serial"):
-        jobs[pool] = partial(run_cases, best, pool=pool, threads=[1, 3])
+        jobs[pool] = partial(run_cases, best, pool=pool, threads=[3])
     with ThreadPoolExecutor(os.cpu_count()) as workers:
         return dict(zip(jobs, workers.map(lambda job: job(), jobs.values()), strict=True))
 
@@ -154,6 +155,7 @@ def outcome_of(outcomes: dict[str, Outcome], name: str) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_one_result_on_every_instruction_set(capability: str, outcomes: dict[str, Outcome]) -> None:
     """With all buffers beside guard pages, which nothing reads or writes."""
@@ -162,6 +164,7 @@ def test_one_result_on_every_instruction_set(capability: str, outcomes: dict[str
     assert outcome["2 threads"] == expected["2 threads"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [CAPABILITIES[-1], "openmp", "serial"])
 def test_one_result_on_every_number_of_threads(name: str, outcomes: dict[str, Outcome]) -> None:
     of_torch = "torch" if torch.__version__ >= "2.10" else "openmp"  # see csrc/cpu/parallel.cpp
@@ -171,6 +174,7 @@ def test_one_result_on_every_number_of_threads(name: str, outcomes: dict[str, Ou
     assert found == {outcomes["default"]["2 threads"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_sanitizers_find_nothing(capability: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcome_of(outcomes, f"sanitized {capability}")
@@ -178,6 +182,7 @@ def test_sanitizers_find_nothing(capability: str, outcomes: dict[str, Outcome]) 
     assert outcome["all"] == outcomes["default"]["before"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("buffer", BUFFERS)
 def test_guard_sees_overrun(buffer: str, capability: str, outcomes: dict[str, Outcome]) -> None:
@@ -186,6 +191,7 @@ def test_guard_sees_overrun(buffer: str, capability: str, outcomes: dict[str, Ou
     assert (outcome["none"], outcome[buffer]) == (0, -signal.SIGSEGV)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffer", [*BUFFERS, "misaligned"])
 def test_sanitizer_sees_overrun(buffer: str, outcomes: dict[str, Outcome]) -> None:
     """Negative control: an element too far, or an address that is none of an element, is reported, in the kernels."""
@@ -195,6 +201,17 @@ def test_sanitizer_sees_overrun(buffer: str, outcomes: dict[str, Outcome]) -> No
     assert outcome[buffer] != 0
     assert ("load of misaligned address" if buffer == "misaligned" else "heap-buffer-overflow") in report
     assert Path(BLOCKS).name in report
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("checked", ["reference", "cpu"])
+def test_cases(checked: str, dtype: torch.dtype) -> None:
+    digest(all_cases((dtype,)), checked)
+
+
+@pytest.mark.parametrize("checked", ["reference", "cpu"])
+def test_single_numbers(checked: str) -> None:
+    check_single_numbers(checked)
 
 
 def pick(library: Path, number: int) -> None:
@@ -210,6 +227,7 @@ def seeded(libraries: Libraries) -> Iterator[Path]:
         pick(libraries.seeded, 0)
 
 
+@pytest.mark.slow
 def test_no_fault_passes(seeded: Path, outcomes: dict[str, Outcome]) -> None:
     """The control of the negative controls."""
     pick(seeded, 0)
@@ -217,6 +235,7 @@ def test_no_fault_passes(seeded: Path, outcomes: dict[str, Outcome]) -> None:
     assert digest(all_cases()) == outcomes["default"]["before"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=list(FAULTS))
 def test_fault_is_seen(number: int, seeded: Path) -> None:
     pick(seeded, number)
@@ -225,6 +244,7 @@ def test_fault_is_seen(number: int, seeded: Path) -> None:
             digest(all_cases((dtype,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(FAULTS_OF_NUMBERS) + 1), ids=list(FAULTS_OF_NUMBERS))
 def test_fault_of_single_numbers_is_seen(number: int, seeded: Path) -> None:
     pick(seeded, len(FAULTS) + number)
@@ -232,6 +252,7 @@ def test_fault_of_single_numbers_is_seen(number: int, seeded: Path) -> None:
         check_single_numbers("cpu")
 
 
+@pytest.mark.slow
 def test_digest_tells_contraction(
     libraries: Libraries, outcomes: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
