@@ -18,7 +18,8 @@ import pytest
 import torch
 from cases import DTYPES
 from emulation import load
-from native_cases import BUFFERS, all_cases, check_single_numbers, digest
+from guard_pages import BUFFERS
+from native_cases import all_cases, digest
 from sanitized import (
     CAPABILITIES,
     CSRC,
@@ -37,6 +38,7 @@ from sanitized import (
     runtimes,
     with_faults,
 )
+from single_numbers import check_single_numbers
 
 from mtadam_fused.backends import native
 
@@ -134,12 +136,12 @@ def outcomes(libraries: Libraries) -> dict[str, Outcome]:
     best = CAPABILITIES[-1]
     for capability in reversed(CAPABILITIES):
         threads = THREADS if capability == best else [2]
-        jobs[capability] = partial(run_cases, capability, overrun="guard", guards=True, threads=threads)
-    for capability in CAPABILITIES if libraries.sanitized else ():
-        job = partial(run_cases, capability, preload=runtimes(), library=str(libraries.sanitized), all=True)
-        jobs[f"sanitized {capability}"] = job
+        jobs[capability] = partial(run_cases, capability, overrun="guard", guards=True, numbers=True, threads=threads)
     if libraries.sanitized:
-        jobs[f"sanitized {best}"] = partial(job, overrun="heap", random=True, threads=[2])
+        sanitized = partial(run_cases, preload=runtimes(), library=str(libraries.sanitized), all=True)
+        for capability in CAPABILITIES:
+            jobs[f"sanitized {capability}"] = partial(sanitized, capability)
+        jobs[f"sanitized {best}"] = partial(sanitized, best, overrun="heap", numbers=True, random=True, threads=[2])
     for pool in ("openmp", "serial"):
         jobs[pool] = partial(run_cases, best, pool=pool, threads=[3])
     with ThreadPoolExecutor(os.cpu_count()) as workers:
