@@ -150,7 +150,7 @@ def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> No
         training = start_training("MTAdam", "cuda", "auto", terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000))
         for _ in range(20):
             training.step()
-        assert not kernels._tables[training.optimizer._table_cache._tables[0]].queue.any()
+        assert not kernels._buffers[training.optimizer._table_cache._tables[0]].queue.any()
         return training.params
 
     for p, q in zip(run(CudaBackend(one_launch=True)), run(CudaBackend()), strict=True):

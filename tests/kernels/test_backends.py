@@ -1,4 +1,4 @@
-"""Choosing a backend; each backend's stages apart; the same bits on every instruction set and number of threads."""
+"""Choosing a backend; each backend's stages apart."""
 
 import subprocess
 import sys
@@ -13,38 +13,6 @@ from mtadam_fused.backends import native, select_backend, statuses
 from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_stages
 
-# Prints a digest of parameters and state after some steps of awkward sizes and types.
-DIGEST = """
-import hashlib, sys, torch
-from mtadam_fused import MTAdam
-from mtadam_fused.backends import native
-torch.set_num_threads(int(sys.argv[1]))
-def values(n, seed):  # torch.randn is not the same on every instruction set
-    return (torch.arange(n) * 7919 + seed * 104729) % 1009 / 256 - 2
-digest = hashlib.sha256()
-for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-    params = [torch.nn.Parameter(values(n, 0).to(dtype)) for n in (0, 1, 3, 4097, 200_001, 50_000)]
-    optimizer = MTAdam(params, lr=0.1, amsgrad=True, weight_decay=0.1, backend="cpu")
-    for t in range(3):
-        for k in range(3):
-            with optimizer.term(k):
-                for p in params:
-                    p.grad = values(p.numel(), 3 * t + k + 1).to(dtype) * 10**k
-        optimizer.step()
-    for p in params:
-        for value in [p.detach(), *optimizer.state[p].values()]:
-            digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-print(native.module.instruction_set(), native.module.threading(), digest.hexdigest())
-"""
-
-
-def digest(threads: int, **environment: str) -> tuple[str, str, str]:
-    run = subprocess.run(
-        [sys.executable, "-c", DIGEST, str(threads)], capture_output=True, text=True, check=True, env=environment
-    )
-    isa, threading, value = run.stdout.split()
-    return isa, threading, value
-
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_default_device_does_not_matter(name: str, backend: str) -> None:
@@ -56,18 +24,6 @@ def test_the_default_device_does_not_matter(name: str, backend: str) -> None:
         if isinstance(training.optimizer, MTAdam):
             training.optimizer.running_norms()
     assert all(torch.equal(p, q) for p, q in zip(training.params, expected.params, strict=True))
-
-
-def test_same_bits_whatever_the_machine() -> None:
-    expected = digest(2)
-    assert expected[1] == ("torch" if torch.__version__ >= "2.10" else "openmp")  # see csrc/cpu/parallel.cpp
-    assert digest(1)[2] == expected[2]
-    for capability in ("default", "avx2", "avx512"):
-        isa, _, value = digest(2, ATEN_CPU_CAPABILITY=capability)
-        assert value == expected[2], isa
-    for threads in ("openmp", "serial"):
-        _, threading, value = digest(2, MTADAM_FUSED_THREADS=threads)
-        assert (threading, value) == (threads, expected[2])
 
 
 def test_stages_one_by_one_are_the_step(backend: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cuda_emulator import ROOT, build
+from tests.support.sanitized import runtime
 
 ADDRESS = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-O1", "-g1", "-fsanitize=thread")
@@ -46,14 +47,6 @@ print("no report")
 pytestmark = pytest.mark.skipif(
     not shutil.which("g++") or platform.machine() != "x86_64", reason="needs g++ and an x86-64 machine"
 )
-
-
-def runtime(name: str) -> str:
-    """Return the path of a sanitizer's library, which has to be in the process from the start."""
-    path = subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True).stdout.strip()
-    if not Path(path).is_absolute():
-        pytest.skip(f"lib{name} is not installed")
-    return path
 
 
 def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:

@@ -1,160 +1,268 @@
-"""The native CPU kernels, tested by a C++ program of their own, in tests/kernels/native.
+"""The native CPU kernels on every instruction set: one result, to the bit; no access out of bounds; faults are seen.
 
-The program is built here with the flags of setup.py, once as shipped and once with the sanitizers, and run once per
-instruction set. It holds every number to an oracle; these tests hold the runs to each other.
+The cases are those of native_cases.py, which hold every number that a step writes to the formula.
 """
 
-import ast
+import ctypes
 import os
-import platform
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-ROOT = Path(__file__).parents[2]
-LOOPS = ROOT / "csrc/cpu/blocks.cpp"  # compiled once per instruction set
-NATIVE = ROOT / "tests/kernels/native"
-PROGRAM = ("compare", "problem", "test_steps", "test_combined", "test_conversions", "test_faults", "test_kernels")
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+from mtadam_fused.backends import native
+from tests.kernels.native_cases import all_cases, digest
+from tests.kernels.single_numbers import check_single_numbers
+from tests.support.cases import DTYPES
+from tests.support.cuda_emulator import load
+from tests.support.guard_pages import BUFFERS
+from tests.support.sanitized import (
+    CAPABILITIES,
+    CSRC,
+    FLAGS,
+    INSTRUCTION_SETS,
+    IS_X86,
+    SANITIZE,
+    Fault,
+    Outcome,
+    bindings,
+    compile_all,
+    kernels,
+    link,
+    loops,
+    run_cases,
+    runtimes,
+    with_faults,
+)
 
-CAPABILITIES = ("default", "avx2", "avx512") if IS_X86 else ("default",)
-BUFFERS = ("param", "exp_avg", "combined", "grad", "second", "maximum")
+FORMULAS, BLOCKS, ROWS = "update_math.h", "cpu/blocks.cpp", "cpu/update_rows.h"
+THREADS = [1, 2, 3, 7]
+ABSENT = "raise(largest, second, n)"  # what an absent term does in an update
+DECAY = "[&] { for (int64_t i = 0; i < n; ++i) second[i] *= row.beta2; }()"
+LATE = "f.decay * (param - f.step_size * exp_avg / (std::sqrt(largest) * f.inv_correction2 + f.eps))"
 
-ADDRESS = ("-O1", "-g1", "-fsanitize=address", "-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS")
-UNDEFINED = "-fsanitize=undefined"
+# Seen by the cases of every storage type alone: of MTAdam's kernels or both optimizers',
+FAULTS = {
+    "norm without the last element": Fault("cpu/term_norms.cpp", ", n, found", "n - 1", "n"),
+    "norm without the last chunk": Fault("cpu/sum_rows.h", "chunks.first_of(r + 1)", "chunks.first_of(r + 1) - 1"),
+    "absent counts as zero": Fault("cpu/term_norms.cpp", "std::numeric_limits<C>::quiet_NaN()", "C(0)"),
+    "running norm does not wait": Fault(FORMULAS, "first_nonzero && !(norm", "false", "first_nonzero"),
+    "running norm does not move": Fault(FORMULAS, "beta3 * running + (C(1) - beta3) * norm", "running"),
+    "last term is the anchor": Fault(FORMULAS, "return running[k];", "running[terms - 1]", "running[k]"),
+    "no term weights": Fault(FORMULAS, "weight * (anchor / running)", "anchor / running"),
+    "maximize ignored": Fault(ROWS, "C(g.direction)", "C(1)"),
+    "absent term decays": Fault(BLOCKS, ABSENT, DECAY),
+    "absent term does not bound": Fault(BLOCKS, ABSENT, "void()"),
+    "L2 decay once": Fault(BLOCKS, "scale, param[i], decay)", "combined[i] == C(0) ? decay : C(0)", "decay"),
+    "no decoupled decay": Fault(ROWS, "g.decoupled_decay", "0.0"),
+    "amsgrad ignored": Fault(BLOCKS, "raise(largest, maximum, n)", "void()"),
+    "sum of the second moments": Fault(BLOCKS, "larger(largest[i], second[i])", "largest[i] + second[i]"),
+    "first moment not corrected": Fault(FORMULAS, "std::pow(beta1, step)", "0.0"),
+    "second moment not corrected": Fault(FORMULAS, "std::pow(beta2, step)", "0.0"),
+    "no eps": Fault(FORMULAS, "f.inv_correction2 + f.eps", "C(0)", "f.eps"),
+    "lr +1 %": Fault(FORMULAS, "f.step_size * exp_avg", "f.step_size * C(1.01)", "f.step_size"),
+    "decay after the update": Fault(FORMULAS, "f.decay * param", LATE),
+    "first block left out": Fault(ROWS, "b >= 0", "b > 0"),
+    "steps not counted": Fault("cpu/balance.cpp", "step.count[r] += 1", "0", "1"),
+    # and of CombinedAdam's.
+    "combined: steps not counted": Fault("cpu/combined_adam.cpp", "step.count[r] += 1", "0", "1"),
+    "combined: one weight for all": Fault(BLOCKS, "weight = row.scale[k]", "row.scale[0]", "row.scale[k]"),
+    "combined: decay in the gradient": Fault(BLOCKS, "(at, value, gradient, combined, largest", "gradient", "combined"),
+    "combined: amsgrad ignored": Fault(BLOCKS, "at.maximum[0] ? at.maximum[0] : second", "second"),
+    "product without the last element": Fault("cpu/term_gram.cpp", "nullptr, n, sums", "n - 1", " n"),
+    "product with a fifth, the same": Fault("cpu/term_gram.cpp", "grad[k], n, sums", "n - 1", "n"),
+}
 
-
-def setup_constant(name: str) -> Any:
-    """The literal that setup.py assigns to ``name``: what is tested is built as what is shipped."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
-            return ast.literal_eval(node.value)
-    raise LookupError(f"setup.py assigns nothing to {name}")
-
-
-FLAGS: list[str] = setup_constant("FLAGS")
-INSTRUCTION_SETS: dict[str, list[str]] = setup_constant("INSTRUCTION_SETS")
+# Seen where single numbers are looked at.
+FAULTS_OF_NUMBERS = {
+    "norm of 1e-10 balanced": Fault(FORMULAS, "running > C(kTinyNorm)", "running >= C(kTinyNorm)"),
+    "anchor of 1e-10": Fault(FORMULAS, "running[k] > C(kTinyNorm)", "running[k] >= C(kTinyNorm)"),
+    "running norm starts at 1e-10": Fault(FORMULAS, "!(norm > C(kTinyNorm))", "norm < C(kTinyNorm)"),
+    "infinite norms count": Fault(FORMULAS, "!is_finite(norm)", "!has_started(norm)"),
+    "NaN is not the largest": Fault(FORMULAS, "a >= b || a != a", "a >= b"),
+    "bfloat16 cut off": Fault("float16.h", "u + 0x7fffu + (u >> 16 & 1u)", "u"),
+    "bfloat16 ties away from zero": Fault("float16.h", "u + 0x7fffu + (u >> 16 & 1u)", "u + 0x8000u"),
+    "half ties away from zero": Fault("float16.h", "0xfffu + (magnitude >> 13 & 1u)", "0x1000u"),
+    "largest half is infinite": Fault("float16.h", "magnitude >= 0x47800000u", "magnitude >= 0x477fe000u"),
+    "subnormal halves are zero": Fault("float16.h", "magnitude < 0x0400u ? subnormal", "0u", "subnormal"),
+}
 
 
 @dataclass(frozen=True)
-class Compilation:
-    source: Path
-    object: Path
-    flags: tuple[str, ...]
-
-
-def loops(isa: str, folder: Path, extra: Sequence[str] = ()) -> Compilation:
-    return Compilation(LOOPS, folder / f"{isa}.o", (f"-DMTADAM_ISA={isa}", *INSTRUCTION_SETS[isa], *extra))
-
-
-def compilations(folder: Path, kernel_flags: Sequence[str], program_flags: Sequence[str]) -> list[Compilation]:
-    """All objects of the program, the slowest first."""
-    folder.mkdir()
-    isas = [isa for isa in INSTRUCTION_SETS if isa == "baseline" or IS_X86]
-    others = sorted(source for source in LOOPS.parent.glob("*.cpp") if source != LOOPS)
-    return [
-        *(Compilation(NATIVE / f"{name}.cpp", folder / f"{name}.o", tuple(program_flags)) for name in PROGRAM),
-        *(loops(isa, folder, kernel_flags) for isa in isas),
-        *(Compilation(source, folder / f"{source.stem}.o", tuple(kernel_flags)) for source in others),
-    ]
-
-
-def run(command: Iterable[object], **environment: str) -> subprocess.CompletedProcess[str]:
-    # Leaks are not looked for: that needs ptrace, which containers often refuse.
-    env = {"PATH": os.environ["PATH"], "ASAN_OPTIONS": "detect_leaks=0", **environment}
-    return subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True, timeout=300)
-
-
-def checked(command: Iterable[object]) -> None:
-    done = run(command)
-    assert done.returncode == 0, done.stderr
-
-
-def compile_one(job: Compilation) -> None:
-    macros = ["-DMTADAM_X86=1"] if IS_X86 else []
-    checked(["g++", *FLAGS, *macros, *job.flags, "-c", job.source, "-o", job.object])
-
-
-def link(folder: Path, objects: Iterable[Path], flags: Sequence[str] = ()) -> Path:
-    program = folder / "test_kernels"
-    checked(["g++", *flags, *objects, "-ldl", "-o", program])
-    return program
+class Libraries:
+    sanitized: Path | None
+    seeded: Path  # with FAULTS and FAULTS_OF_NUMBERS to choose from, for any machine
+    contracted: Path  # the same; fuses multiplications and additions, which setup.py forbids
 
 
 def can_sanitize(folder: Path) -> bool:
-    """Whether the sanitizers' libraries, which some systems package apart from the compiler, are there."""
+    """Tell whether the sanitizers' libraries, which some systems package apart from the compiler, are there."""
     source = folder / "empty.cpp"
     source.write_text("int main() {}\n")
-    return run(["g++", *ADDRESS, UNDEFINED, source, "-o", folder / "empty"]).returncode == 0
-
-
-@dataclass(frozen=True)
-class Programs:
-    plain: Path
-    sanitized: Path | None
-    contracted: Path | None  # its AVX2 loops fuse multiplications and additions, which setup.py forbids
+    return subprocess.run(["g++", *SANITIZE, source, "-o", folder / "empty"], capture_output=True).returncode == 0
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
     if not shutil.which("g++"):
-        pytest.skip("no g++ to build the kernels' test program with")
+        pytest.skip("no g++ to build the kernels with")
     folder = tmp_path_factory.mktemp("native")
-    sanitize = can_sanitize(folder)
-    plain = compilations(folder / "plain", (), ())
-    # Of the program only memory errors are looked for: with the checks for undefined behaviour, which are for the
-    # kernels, compiling it takes three times as long.
-    sanitized = compilations(folder / "sanitized", (*ADDRESS, UNDEFINED), ADDRESS) if sanitize else []
-    (folder / "contracted").mkdir()
-    contracted = [loops("avx2", folder / "contracted", ("-mfma", "-ffp-contract=fast"))] if IS_X86 else []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, [*sanitized, *plain, *contracted]))
-    swapped = [job.object for job in plain if job.object.name != "avx2.o"] + [job.object for job in contracted]
-    return Programs(
-        link(folder / "plain", [job.object for job in plain]),
-        link(folder / "sanitized", [job.object for job in sanitized], (*ADDRESS, UNDEFINED)) if sanitize else None,
-        link(folder / "contracted", swapped) if IS_X86 else None,
+    python = bindings(folder)
+    isas = [isa for isa in INSTRUCTION_SETS if isa == "baseline" or IS_X86]
+    sanitized = kernels(folder / "sanitized", CSRC, isas, SANITIZE) if can_sanitize(folder) else []
+    source = with_faults(folder, [*FAULTS.values(), *FAULTS_OF_NUMBERS.values()])
+    seeded = kernels(folder / "seeded", source, ["baseline"], ["-O1"])
+    fused = loops(folder, source, "baseline", ["-O2", "-ffp-contract=fast", *(["-mavx2", "-mfma"] if IS_X86 else [])])
+    compile_all([python, *sanitized, fused, *seeded])
+    others = [job for job in seeded if job.source.name != fused.source.name]
+    return Libraries(
+        link(folder / "sanitized.so", [python, *sanitized], SANITIZE) if sanitized else None,
+        link(folder / "seeded.so", [python, *seeded]),
+        link(folder / "contracted.so", [python, fused, *others]),
     )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    done: subprocess.CompletedProcess[str]
+@pytest.fixture(scope="module")
+def outcomes(libraries: Libraries) -> dict[str, Outcome]:
+    """Run the cases in all ways, side by side because each takes seconds."""
+    jobs: dict[str, Callable[[], Outcome]] = {}
+    best = CAPABILITIES[-1]
+    for capability in reversed(CAPABILITIES):
+        threads = THREADS if capability == best else [2]
+        jobs[capability] = partial(run_cases, capability, overrun="guard", guards=True, numbers=True, threads=threads)
+    if libraries.sanitized:
+        sanitized = partial(run_cases, preload=runtimes(), library=str(libraries.sanitized), all=True)
+        for capability in CAPABILITIES:
+            jobs[f"sanitized {capability}"] = partial(sanitized, capability)
+        jobs[f"sanitized {best}"] = partial(sanitized, best, overrun="heap", numbers=True, random=True, threads=[2])
+    for pool in ("openmp", "serial"):
+        jobs[pool] = partial(run_cases, best, pool=pool, threads=[3])
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        return dict(zip(jobs, workers.map(lambda job: job(), jobs.values()), strict=True))
 
-    def printed(self, name: str) -> str:
-        """The value of the line ``name=value``."""
-        return next(line.partition("=")[2] for line in self.done.stdout.splitlines() if line.startswith(f"{name}="))
 
-    def check(self) -> None:
-        """No failed check, which the program and the sanitizers report to stderr."""
-        assert (self.done.returncode, self.done.stderr) == (0, "")
+def outcome_of(outcomes: dict[str, Outcome], name: str) -> Outcome:
+    if name not in outcomes:
+        pytest.skip("g++ cannot link the sanitizers: install libasan and libubsan")
+    outcome, capability = outcomes[name], name.split()[-1]
+    if outcome["isa"] != capability:
+        pytest.skip(f"this machine lacks {capability}: the kernels ran with {outcome['isa']}")
+    return outcome
 
 
-Outcomes = dict[str, Outcome]
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_one_result_on_every_instruction_set(capability: str, outcomes: dict[str, Outcome]) -> None:
+    """With all buffers beside guard pages, which nothing reads or writes."""
+    outcome, expected = outcome_of(outcomes, capability), outcomes["default"]
+    assert outcome["before"] == outcome["after"] == expected["before"]
+    assert outcome["2 threads"] == expected["2 threads"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [CAPABILITIES[-1], "openmp", "serial"])
+def test_one_result_on_every_number_of_threads(name: str, outcomes: dict[str, Outcome]) -> None:
+    of_torch = "torch" if torch.__version__ >= "2.10" else "openmp"  # see csrc/cpu/parallel.cpp
+    outcome = outcomes[name]
+    assert outcome["threading"] == (of_torch if name in CAPABILITIES else name)
+    found = {value for run, value in outcome.printed.items() if run.endswith(" threads")}
+    assert found == {outcomes["default"]["2 threads"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_sanitizers_find_nothing(capability: str, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcome_of(outcomes, f"sanitized {capability}")
+    assert outcome.stderr.rpartition("== end\n")[2] == ""  # what comes before it was asked for
+    assert outcome["all"] == outcomes["default"]["before"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("buffer", BUFFERS)
+def test_guard_sees_overrun(buffer: str, capability: str, outcomes: dict[str, Outcome]) -> None:
+    """Negative control: the vector loops, which the sanitizers' build does not have, end at a guard page too."""
+    outcome = outcome_of(outcomes, capability)
+    assert (outcome["none"], outcome[buffer]) == (0, -signal.SIGSEGV)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("buffer", [*BUFFERS, "misaligned"])
+def test_sanitizer_sees_overrun(buffer: str, outcomes: dict[str, Outcome]) -> None:
+    """Negative control: an element too far, or an address that is none of an element, is reported, in the kernels."""
+    outcome = outcome_of(outcomes, f"sanitized {CAPABILITIES[-1]}")
+    report = outcome.stderr.partition(f"== {buffer}\n")[2].partition("\n== ")[0]
+    assert outcome["none"] == 0
+    assert outcome[buffer] != 0
+    assert ("load of misaligned address" if buffer == "misaligned" else "heap-buffer-overflow") in report
+    assert Path(BLOCKS).name in report
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("checked", ["reference", "cpu"])
+def test_cases(checked: str, dtype: torch.dtype) -> None:
+    digest(all_cases((dtype,)), checked)
+
+
+@pytest.mark.parametrize("checked", ["reference", "cpu"])
+def test_single_numbers(checked: str) -> None:
+    check_single_numbers(checked)
+
+
+def pick(library: Path, number: int) -> None:
+    ctypes.c_int.in_dll(ctypes.CDLL(str(library)), "mtadam_fault").value = number
 
 
 @pytest.fixture(scope="module")
-def outcomes(programs: Programs) -> Outcomes:
-    """What each run of all of the program's tests gave, side by side because each takes seconds."""
-    runs: dict[str, tuple[Path | None, str]] = {
-        "sanitized": (programs.sanitized, CAPABILITIES[-1]),
-        **{capability: (programs.plain, capability) for capability in CAPABILITIES},
-        "contracted": (programs.contracted, "avx2"),
-    }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {
-            name: pool.submit(run, [program], ATEN_CPU_CAPABILITY=capability)
-            for name, (program, capability) in runs.items()
-            if program and (name != "contracted" or has_fma())
-        }
-    return {name: Outcome(future.result()) for name, future in running.items()}
+def seeded(libraries: Libraries) -> Iterator[Path]:
+    """Put the module with faults to choose from in the place of the installed one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "module", load(libraries.seeded))
+        yield libraries.seeded
+        pick(libraries.seeded, 0)
+
+
+@pytest.mark.slow
+def test_no_fault_passes(seeded: Path, outcomes: dict[str, Outcome]) -> None:
+    """The control of the negative controls."""
+    pick(seeded, 0)
+    check_single_numbers("cpu")
+    assert digest(all_cases()) == outcomes["default"]["before"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=list(FAULTS))
+def test_fault_is_seen(number: int, seeded: Path) -> None:
+    pick(seeded, number)
+    for dtype in DTYPES:
+        with pytest.raises(AssertionError):
+            digest(all_cases((dtype,)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, len(FAULTS_OF_NUMBERS) + 1), ids=list(FAULTS_OF_NUMBERS))
+def test_fault_of_single_numbers_is_seen(number: int, seeded: Path) -> None:
+    pick(seeded, len(FAULTS) + number)
+    with pytest.raises(AssertionError):
+        check_single_numbers("cpu")
+
+
+@pytest.mark.slow
+def test_digest_tells_contraction(
+    libraries: Libraries, outcomes: dict[str, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loops that round a multiplication and an addition once pass the formula, but do not give the same bits."""
+    if not has_fma():
+        pytest.skip("this machine has no fused multiply-add")
+    monkeypatch.setattr(native, "module", load(libraries.contracted))
+    assert digest(all_cases()) != outcomes["default"]["before"]
 
 
 def has_fma() -> bool:
@@ -162,52 +270,12 @@ def has_fma() -> bool:
     return cpuinfo.exists() and " fma " in cpuinfo.read_text()
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_kernels_match_oracle(outcomes: Outcomes, capability: str) -> None:
-    outcome = outcomes[capability]
-    outcome.check()
-    if outcome.printed("instruction_set") != capability:
-        pytest.skip(f"this machine lacks {capability}: the kernels ran with {outcome.printed('instruction_set')}")
-    assert outcome.printed("hash") == outcomes["default"].printed("hash")
-
-
-def test_sanitizers_find_nothing(outcomes: Outcomes) -> None:
-    if "sanitized" not in outcomes:
-        pytest.skip("g++ cannot link the sanitizers: install libasan and libubsan")
-    outcomes["sanitized"].check()
-    assert outcomes["sanitized"].printed("hash") == outcomes["default"].printed("hash")
-
-
-def test_hash_tells_contraction(outcomes: Outcomes) -> None:
-    """Negative control: loops that round a multiplication and an addition once pass the oracle, but not the hash."""
-    if "contracted" not in outcomes or outcomes["contracted"].printed("instruction_set") != "avx2":
-        pytest.skip("this machine has no AVX2 with fused multiply-add")
-    outcomes["contracted"].check()
-    assert outcomes["contracted"].printed("hash") != outcomes["default"].printed("hash")
-
-
-@pytest.mark.parametrize("buffer", BUFFERS)
-def test_sanitizer_sees_overrun(programs: Programs, buffer: str) -> None:
-    """Negative control: one element too far is reported, in the kernels."""
-    if programs.sanitized is None:
-        pytest.skip("g++ cannot link the sanitizers: install libasan and libubsan")
-    done = run([programs.sanitized, "--overrun", buffer, "heap"])
-    assert done.returncode != 0
-    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
-    assert LOOPS.name in done.stderr
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("buffer", BUFFERS)
-def test_guard_sees_overrun(programs: Programs, buffer: str, capability: str) -> None:
-    """Negative control: the vectorised loops, which the sanitizers' build does not have, end at a guard page too."""
-    done = run([programs.plain, "--overrun", buffer, "guard"], ATEN_CPU_CAPABILITY=capability)
-    assert done.returncode == -signal.SIGSEGV
-
-
-@pytest.mark.parametrize("placement", ["heap", "guard"])
-def test_exact_buffers_survive(programs: Programs, placement: str) -> None:
-    """The control of the negative controls: nothing is reported when no buffer is short."""
-    for program in filter(None, (programs.plain, programs.sanitized)):
-        done = run([program, "--overrun", "none", placement])
-        assert (done.returncode, done.stdout, done.stderr) == (0, "survived\n", "")
+def test_conversions(tmp_path: Path) -> None:
+    """csrc/float16.h alone, every 16-bit number, in the modes of the processor."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++ to build the program with")
+    source, program = Path(__file__).parent / "native" / "test_conversions.cpp", tmp_path / "test_conversions"
+    macros = ["-DMTADAM_X86=1"] if IS_X86 else []
+    subprocess.run(["g++", *FLAGS, *macros, source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

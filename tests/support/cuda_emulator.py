@@ -70,7 +70,8 @@ class EmulatedCuda(CudaBackend):
 
 def load(library: Path) -> ModuleType:
     """Load the module of a library, beside the one that is installed."""
-    spec = importlib.util.spec_from_file_location("_C", library)
+    # A name of its own, because pybind11 gives the module that it has already made under a name once more.
+    spec = importlib.util.spec_from_file_location(f"{library}._C", library)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
