@@ -58,6 +58,7 @@ def test_the_default_device_does_not_matter(name: str, backend: str) -> None:
     assert all(torch.equal(p, q) for p, q in zip(training.params, expected.params, strict=True))
 
 
+@pytest.mark.slow
 def test_same_bits_whatever_the_machine() -> None:
     expected = digest(2)
     assert expected[1] == ("torch" if torch.__version__ >= "2.10" else "openmp")  # see csrc/cpu/parallel.cpp
