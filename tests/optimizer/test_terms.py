@@ -110,6 +110,33 @@ def test_zero_grad_drops_the_terms(backend: str) -> None:
     assert same(copy_params(model), before)
 
 
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_zero_grad_leaves_none_in_any_case(set_to_none: bool, backend: str) -> None:
+    model, losses = model_and_losses()
+    optimizer = MTAdam(model.parameters(), keep_combined_grad=True, backend=backend)
+    optimizer.backward(losses)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_named_term_is_known_by_its_position_too(backend: str) -> None:
+    def run(second_step: tuple[str | int, str | int]) -> list[Tensor]:
+        model, losses = model_and_losses()
+        optimizer = MTAdam(model.parameters(), backend=backend)
+        for terms in (tuple(losses), second_step):
+            for term, loss in zip(terms, losses.values(), strict=True):
+                with optimizer.term(term):
+                    torch.autograd.backward(loss, inputs=list(model.parameters())[2:], retain_graph=True)
+        optimizer.step()
+        assert optimizer.terms == ("fit", "size")
+        return copy_params(model)
+
+    expected = run(("fit", "size"))
+    assert same(run((0, 1)), expected)
+    assert not same(run((1, 0)), expected)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_grad_after_a_step(keep: bool, backend: str) -> None:
     model, losses = model_and_losses()
