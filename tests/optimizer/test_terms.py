@@ -168,6 +168,23 @@ def test_first_term_seen_is_the_anchor(backend: str) -> None:
     assert not optimizer.term_scales()["fit"].eq(1).any()
 
 
+def test_norms_and_scales_are_in_the_order_of_the_parameters(backend: str) -> None:
+    """Types alternate, so that rows of one table are not neighbors."""
+    dtypes = (torch.float64, torch.bfloat16, torch.float64, torch.float32, torch.bfloat16)
+    params = [nn.Parameter(torch.ones(4).to(dtype)) for dtype in dtypes]
+    optimizer = MTAdam(params, backend=backend)
+    for term in (0, 1):
+        with optimizer.term(term):
+            for i, p in enumerate(params):
+                p.grad = torch.full_like(p, (i + 1) ** (term + 1)) if i != 3 or term == 0 else None
+    optimizer.step()
+    nan = float("nan")
+    expected = {"norms": torch.tensor([2.0, 8.0, 18.0, nan, 50.0]), "scales": 1 / torch.tensor([1, 2, 3, nan, 5])}
+    found = {"norms": optimizer.running_norms()[1].float(), "scales": optimizer.term_scales()[1].float()}
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert optimizer.running_norms()[0].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
+
+
 def test_absent_term_keeps_its_state(backend: str) -> None:
     model, _ = model_and_losses()
     optimizer = MTAdam(model.parameters(), backend=backend, amsgrad=True)
