@@ -44,9 +44,12 @@ start_training("MTAdam", "cpu", one_launch, sizes=(1, 3000)).step()
 print("no report")
 """
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("g++") or platform.machine() != "x86_64", reason="needs g++ and an x86-64 machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("g++") or platform.machine() != "x86_64", reason="needs g++ and an x86-64 machine"
+    ),
+]
 
 
 def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:
