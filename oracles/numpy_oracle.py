@@ -41,9 +41,14 @@ def step(
     decoupled_weight_decay: bool = False,
     weights: dict[int, float] | None = None,
     norm_init: str = "first_step",
+    rounding: float = 0.0,
     fault: str | None = None,
 ) -> None:
-    """Advances ``parameter`` by one step with the gradients of the terms that are present."""
+    """Advance ``parameter`` by one step with the gradients of the terms that are present.
+
+    ``rounding`` is added to each scaled gradient, as a share of its absolute value: what arithmetic of less precision
+    may do to each term alone.
+    """
     if not grads:
         return
     x, p = parameter, parameter.value
@@ -67,6 +72,7 @@ def step(
     total = np.zeros_like(p)
     for k, g in grads.items():
         h = x.scale.get(k, 1.0) * (-g if maximize else g)
+        h = h + rounding * np.abs(h)
         if not decoupled_weight_decay and fault != "decay after the update":
             h = h + weight_decay * p
         total = total + h

@@ -29,9 +29,9 @@ def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: n
 
     Args:
         actual: the parameter, of any supported type.
-        expected: the float64 formula's result.
+        expected: the float64 oracle's result.
         before: the parameter before the step.
-        nudged: the formula's result from gradients a float32 rounding away.
+        nudged: the oracle's result from scaled gradients a float32 rounding away.
 
     Raises:
         TooFar: they differ by more than the type's tolerance.

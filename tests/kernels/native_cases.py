@@ -5,7 +5,6 @@ As a program it runs them in a process of their own: on one instruction set, wit
 
 import hashlib
 import json
-import mmap
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from oracles.numpy_oracle import Parameter
 from oracles.tolerances import check_values
 from tests.kernels.single_numbers import NARROW, check_single_numbers
 from tests.support.cases import DTYPES, Case, CombinedCase
-from tests.support.guard_pages import beside_guards, ends_of_overruns
+from tests.support.guard_pages import beside_guards, ends_of_overruns, is_guarded
 
 # Of the value, and of the largest that was added up: terms cancel.
 RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -167,25 +166,15 @@ def digest(of_cases: list[Case], backend: str = "cpu") -> str:
     return found.hexdigest()
 
 
-def check_placement(place: str) -> None:
-    """Check that ``beside_guards`` places all that a step reads or writes."""
+def check_placement() -> None:
+    """Check that all that a step reads or writes is guarded."""
     shape, layout = ((129,),), ("contiguous",)
     optimizer = StrictCase(torch.float32, shape, layout, layout, 1, 0, options={"amsgrad": True}).run("cpu")
     (p,) = optimizer.param_groups[0]["params"]
     assert p.grad is not None
     large = [value for value in optimizer.state[p].values() if value.shape == p.shape]
-    for value in (p, p.grad, *large):
-        assert (value.data_ptr() + (place == "before") * value.nbytes) % mmap.PAGESIZE == 0
+    assert all(map(is_guarded, (p, p.grad, *large)))
     assert len(large) == 3
-
-
-def digests_beside_guards() -> dict[str, str]:
-    found = {}
-    for place in ("before", "after"):
-        with beside_guards(place):
-            found[place] = digest(all_cases())
-            check_placement(place)
-    return found
 
 
 def digests_of_threads(counts: list[int]) -> dict[str, str]:
@@ -218,7 +207,9 @@ def main() -> None:
     if "all" in wanted:
         found["all"] = digest(all_cases())
     if "guards" in wanted:
-        found |= digests_beside_guards()
+        with beside_guards():
+            found["all"] = digest(all_cases())
+            check_placement()
     if "numbers" in wanted:
         check_single_numbers("cpu")
     if "random" in wanted:

@@ -23,7 +23,10 @@ from tests.support.strategies import cases
 
 EXAMPLES = 40
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile the kernels with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile the kernels with"),
+]
 
 
 @pytest.fixture(scope="module")

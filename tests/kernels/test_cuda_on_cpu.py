@@ -42,6 +42,9 @@ DEADLOCKS = [
 ]
 
 
+pytestmark = pytest.mark.slow
+
+
 @dataclass(frozen=True)
 class Built:
     """A command that runs a variant of the program, or why there is none."""

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 from tests.support.cases import Case, CombinedCase
 from tests.support.cuda_emulator import EmulatedCuda, load
 from mtadam_fused.backends import native
-from tests.support.small_problem import begun
+from tests.support.small_problem import start_training
 native.module = load(sys.argv[1])
 three_launches, one_launch = EmulatedCuda(), EmulatedCuda(one_launch=True)
 for dtype in (torch.float32, torch.float16):
@@ -40,13 +40,16 @@ for dtype in (torch.float32, torch.float16):
 
 # Each of the 8 blocks of a launch on an OS thread of its own: nothing but the kernel's queue orders them.
 os.environ["CUDA_ON_CPU_THREADS"] = "8"
-begun("MTAdam", "cpu", one_launch, sizes=(1, 3000)).step()
+start_training("MTAdam", "cpu", one_launch, sizes=(1, 3000)).step()
 print("no report")
 """
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("g++") or platform.machine() != "x86_64", reason="needs g++ and an x86-64 machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("g++") or platform.machine() != "x86_64", reason="needs g++ and an x86-64 machine"
+    ),
+]
 
 
 def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:
@@ -81,10 +84,10 @@ def test_races(tmp_path: Path) -> None:
 
 # In each kernel that touches elements, an access out of bounds.
 OVERRUNS = {
-    "term_norms": ("stages.cuh", "slice.partial_sum(k, chunk", "slice.partial_sum(k + 1, chunk"),
+    "term_norms": ("stages.cuh", "args.partial_sum(k, chunk", "args.partial_sum(k + 1, chunk"),
     "mtadam_update": ("stages.cuh", "load<C, V>(k, state.i)", "load<C, V>(k, state.i + 4)"),
-    "term_gram": ("term_gram.cu", "if (pair.k < slice.terms) ", ""),
-    "combined_adam": ("combined_adam.cu", "store_pack(second_at,", "store_pack(second_at + 4,"),
+    "term_gram": ("term_gram.cu", "if (pair.k < args.terms) ", ""),
+    "combined_adam": ("combined_adam.cu", "store_pack(exp_avg_sq_at,", "store_pack(exp_avg_sq_at + 4,"),
 }
 
 

@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("triton", "3.6", reason="triton_compile_worker.py knows this Triton's driver")
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
 KERNELS = ["term_norms", "balance", "mtadam_update"]
 COMBINED = ["term_gram", "fold_gram", "begin_step", "combined_adam"]
 

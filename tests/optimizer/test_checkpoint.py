@@ -117,7 +117,10 @@ def test_copies_of_an_optimizer_go_on(copied: Callable, backend: str) -> None:
     whole = params(torch.float32)
     first = MTAdam(whole, backend=backend)
     train(first, whole, range(4))
+    first.check_finite = first.keep_combined_grad = True
     second = copied(first)
+    assert second.check_finite
+    assert second.keep_combined_grad
     again = second.param_groups[0]["params"]
     for optimizer, of in ((first, whole), (second, again)):
         train(optimizer, of, range(4, 7))

@@ -51,6 +51,7 @@ def test_bytes_of_state(terms: int, dtype: torch.dtype, backend: str) -> None:
     assert sum(v.nbytes for v in combined.state[p].values() if v.dim()) == 2 * size * p.numel()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_step_allocates_nothing_that_grows_with_the_parameters() -> None:
     def growth(optimizer: str) -> float:

@@ -110,6 +110,33 @@ def test_zero_grad_drops_the_terms(backend: str) -> None:
     assert same(copy_params(model), before)
 
 
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_zero_grad_leaves_none_in_any_case(set_to_none: bool, backend: str) -> None:
+    model, losses = model_and_losses()
+    optimizer = MTAdam(model.parameters(), keep_combined_grad=True, backend=backend)
+    optimizer.backward(losses)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_named_term_is_known_by_its_position_too(backend: str) -> None:
+    def run(second_step: tuple[str | int, str | int]) -> list[Tensor]:
+        model, losses = model_and_losses()
+        optimizer = MTAdam(model.parameters(), backend=backend)
+        for terms in (tuple(losses), second_step):
+            for term, loss in zip(terms, losses.values(), strict=True):
+                with optimizer.term(term):
+                    torch.autograd.backward(loss, inputs=list(model.parameters())[2:], retain_graph=True)
+        optimizer.step()
+        assert optimizer.terms == ("fit", "size")
+        return copy_params(model)
+
+    expected = run(("fit", "size"))
+    assert same(run((0, 1)), expected)
+    assert not same(run((1, 0)), expected)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_grad_after_a_step(keep: bool, backend: str) -> None:
     model, losses = model_and_losses()
@@ -139,6 +166,23 @@ def test_first_term_seen_is_the_anchor(backend: str) -> None:
     assert optimizer.terms == ("size", "fit")
     assert optimizer.term_scales()["size"].eq(1).all()
     assert not optimizer.term_scales()["fit"].eq(1).any()
+
+
+def test_norms_and_scales_are_in_the_order_of_the_parameters(backend: str) -> None:
+    """Types alternate, so that rows of one table are not neighbors."""
+    dtypes = (torch.float64, torch.bfloat16, torch.float64, torch.float32, torch.bfloat16)
+    params = [nn.Parameter(torch.ones(4).to(dtype)) for dtype in dtypes]
+    optimizer = MTAdam(params, backend=backend)
+    for term in (0, 1):
+        with optimizer.term(term):
+            for i, p in enumerate(params):
+                p.grad = torch.full_like(p, (i + 1) ** (term + 1)) if i != 3 or term == 0 else None
+    optimizer.step()
+    nan = float("nan")
+    expected = {"norms": torch.tensor([2.0, 8.0, 18.0, nan, 50.0]), "scales": 1 / torch.tensor([1, 2, 3, nan, 5])}
+    found = {"norms": optimizer.running_norms()[1].float(), "scales": optimizer.term_scales()[1].float()}
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert optimizer.running_norms()[0].tolist() == [2.0, 4.0, 6.0, 8.0, 10.0]
 
 
 def test_absent_term_keeps_its_state(backend: str) -> None:

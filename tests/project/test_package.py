@@ -115,6 +115,7 @@ def test_sources_that_hide_the_package_are_named(unpacked: Path) -> None:
     assert "(cpu: reference)" in run.stdout
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_installs_says_so_and_runs(unpacked: Path, tmp_path: Path) -> None:
     wheel, printed = build(unpacked, "wheel", tmp_path / "wheel", CC="no-such-cc", CXX="no-such-c++")
     assert "the native module is LEFT OUT" in printed

@@ -93,7 +93,7 @@ class Case:
                 x.value = b.double().numpy()  # from the stored value: rounding does not add up
                 arrays = {k: g.double().cpu().numpy() for k, g in of_terms.items()}
                 nudged = deepcopy(x)
-                self.expect(nudged, {k: g * (1 + (-1) ** k * 2.0**-23) for k, g in arrays.items()}, fault)
+                self.expect(nudged, arrays, fault, rounding=2.0**-23)
                 self.expect(x, arrays, fault)
                 check_params(p.detach().cpu(), x.value, b, nudged.value)
             self.check_scalars(optimizer, models, grads, fault)
@@ -102,9 +102,10 @@ class Case:
     def optimizer(self, params: list[nn.Parameter], backend: str | Backend) -> TermOptimizer:
         return MTAdam(params, term_weights=self.weights, backend=backend, **self.options)
 
-    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
+    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None, rounding: float = 0.0) -> None:
         """Advance ``x`` by the oracle's step."""
-        step(x, grads, weights=dict(enumerate(self.weights)) if self.weights else None, fault=fault, **self.options)
+        weights = dict(enumerate(self.weights)) if self.weights else None
+        step(x, grads, weights=weights, rounding=rounding, fault=fault, **self.options)
 
     def params(self, random: np.random.Generator) -> list[nn.Parameter]:
         arrays = (np.asarray(random.standard_normal(shape)) for shape in self.shapes)
@@ -177,9 +178,9 @@ class CombinedCase(Case):
                 g.abs_().mul_(signs[0])
         return found
 
-    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None) -> None:
+    def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None, rounding: float = 0.0) -> None:
         weights = (1.0,) * self.terms if fault == "no weights" else self.used
-        total = sum((weights[k] * g for k, g in grads.items()), start=np.zeros(()))
+        total = sum((weights[k] * (g + rounding * np.abs(g)) for k, g in grads.items()), start=np.zeros(()))
         step(x, {0: total} if grads else {}, fault=fault, **self.options)
 
     def check_scalars(

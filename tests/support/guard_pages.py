@@ -6,6 +6,7 @@ Guard pages see vector code too, which the sanitizers' build of the kernels lack
 import ctypes
 import mmap
 import os
+import random
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -44,11 +45,12 @@ def guarded(value: Tensor, place: str, short: int = 0) -> Tensor:
 
 
 @contextmanager
-def beside_guards(place: str) -> Iterator[None]:
-    """Place parameters, gradients and what optimizers allocate for them beside guard pages."""
+def beside_guards() -> Iterator[None]:
+    """Place parameters, gradients and what optimizers allocate for them beside guard pages, before or after one."""
+    choose = random.Random(0).choice
 
     def then_guarded(make: Callable[..., Tensor]) -> Any:
-        return lambda like, *args, **options: guarded(make(like, *args, **options), place)
+        return lambda like, *args, **options: guarded(make(like, *args, **options), choose(("before", "after")))
 
     with (
         mock.patch.object(cases, "lay_out", then_guarded(cases.lay_out)),
@@ -56,6 +58,11 @@ def beside_guards(place: str) -> Iterator[None]:
         mock.patch.object(torch, "empty_like", then_guarded(torch.empty_like)),
     ):
         yield
+
+
+def is_guarded(value: Tensor) -> bool:
+    """Return whether ``value`` begins or ends with a page, which is unlikely elsewhere."""
+    return value.data_ptr() % mmap.PAGESIZE == 0 or (value.data_ptr() + value.nbytes) % mmap.PAGESIZE == 0
 
 
 def short_of_one(value: Tensor, place: str) -> Tensor:

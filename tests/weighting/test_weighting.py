@@ -270,3 +270,8 @@ def test_initial_losses_are_summed_in_float32(dtype: torch.dtype) -> None:
         total = weighting([torch.tensor(300.0, dtype=dtype), torch.tensor(300.0, dtype=dtype)])
     assert weighting.to(dtype).sums.tolist() == [300_000.0] * 2
     assert total.item() == 2.0
+
+
+def test_repr_shows_terms_and_priorities() -> None:
+    weighting = w.Uncertainty(["a", "b"], priorities=[1.0, 2.0])
+    assert repr(weighting) == "Uncertainty(terms=['a', 'b'], priorities={'a': 1.0, 'b': 2.0})"

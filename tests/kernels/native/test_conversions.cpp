@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/float16.h"
+#include "../../../csrc/float16.h"
 
 // The types by their definition, one number at a time.
 namespace oracle {

@@ -1,0 +1,75 @@
+"""The state of rules: what is saved is all of it, and stays where CUDA graphs look for it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtadam_fused import rules
+from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+from tests.rules.gradients import conflicting, gram_of
+
+MAKERS: dict[str, Callable[[], Rule]] = {
+    "fixed": lambda: FixedWeights([1.0, 2.0, 3.0]),
+    "normalization": lambda: GradientNormalization(alpha=0.5),
+    "GradNorm": lambda: GradNorm(alpha=0.5, lr=1e-3),
+    "PCGrad": lambda: PCGrad("mean"),  # each with a seed of its own
+    "MGDA": lambda: MGDA("loss+"),
+}
+every_rule = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+def weigh(rule: Rule, step: int) -> Tensor:
+    """Return the rule's weights of three terms at a step, whose losses change at rates of their own."""
+    rule.check_terms("abc", allow_more=False)
+    losses = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64) * torch.tensor([0.9, 0.5, 1.1]) ** step
+    return rule(gram_of(conflicting(3)), losses).clone()
+
+
+def tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+@every_rule
+def test_a_rule_with_loaded_state_goes_on_alike(make: Callable[[], Rule]) -> None:
+    first, second = make(), make()
+    for step in range(4):
+        weigh(first, step)
+    saved = copy.deepcopy(first.state_dict())
+    second.load_state_dict(copy.deepcopy(saved))
+    torch.testing.assert_close(second.state_dict(), saved, rtol=0, atol=0)
+    for step in range(4, 8):
+        assert torch.equal(weigh(second, step), weigh(first, step))
+
+
+@every_rule
+def test_state_stays_in_its_memory(make: Callable[[], Rule]) -> None:
+    rule = make()
+    weigh(rule, 0)
+    before = {name: value.data_ptr() for name, value in tensors(rule.state_dict()).items()}
+    for step in range(1, 4):
+        weigh(rule, step)
+    assert {name: value.data_ptr() for name, value in tensors(rule.state_dict()).items()} == before
+
+
+def test_pcgrad_does_not_count_in_the_memory_of_the_saved_state() -> None:
+    rule = PCGrad(seed=3)
+    saved = {"seed": 5, "step": torch.tensor(7)}
+    rule.load_state_dict(saved)
+    weigh(rule, 0)
+    assert saved["step"] == 7
+    assert rule.state_dict()["step"] == 8
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("FixedWeights([1.0, 2.0])", "GradientNormalization(alpha=0.5)", "GradNorm(alpha=0.5, lr=0.1)"),
+        *("PCGrad(reduction='mean')", "MGDA(normalization='loss+')"),
+    ],
+)
+def test_repr_makes_the_rule(rule: str) -> None:
+    assert repr(eval(rule, vars(rules))) == rule
