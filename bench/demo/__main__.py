@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from bench.demo.cost import measure_costs
-from bench.demo.data import BATCH, CHANNELS, draw_bad_weights, load_images
+from bench.demo.data import BATCH, draw_bad_weights, load_images
 from bench.demo.pictures import draw_curves, draw_scales, draw_strategies
 from bench.demo.report import (
     NOTE,
@@ -32,13 +32,14 @@ from bench.demo.report import (
     as_text,
     choose,
     edge_warning,
+    methods_table,
     strategies_note,
     strategies_table,
-    table,
     verdict,
 )
 from bench.demo.strategies import METHODS, STRATEGIES, Strategy
 from bench.demo.training import Job, train
+from bench.workloads.digits import CHANNELS
 
 Results = dict[str, object]  # what goes into the JSON
 
@@ -59,7 +60,7 @@ QUICK = Settings((1e-2, 3e-2), epochs=2, seeds=1, rounds=1)
 
 
 def run_all(strategies: Sequence[Strategy], settings: Settings) -> Runs:
-    """Trains with every strategy at every learning rate from every seed, in processes of one thread.
+    """Train with every strategy at every learning rate from every seed, in processes of one thread.
 
     Tensors this small only lose time to more threads.
     """
@@ -73,13 +74,13 @@ def run_all(strategies: Sequence[Strategy], settings: Settings) -> Runs:
 
 
 def choose_all(strategies: Sequence[Strategy], runs: Runs, settings: Settings) -> list[Choice]:
-    """The choice of each strategy, after a quarter of the epochs and after all."""
+    """Return the choice of each strategy, after a quarter of the epochs and after all."""
     budgets = sorted({max(1, settings.epochs // 4), settings.epochs})
     return [choose(runs, strategy.name, epochs) for epochs in budgets for strategy in strategies]
 
 
-def setting(settings: Settings) -> Results:
-    """What the runs were made with."""
+def describe_setting(settings: Settings) -> Results:
+    """Return what the runs were made with."""
     images = load_images()
     return {
         "settings": asdict(settings) | {"batch": BATCH, "channels": CHANNELS},
@@ -90,27 +91,27 @@ def setting(settings: Settings) -> Results:
 
 
 def compare_methods(settings: Settings, out: Path) -> tuple[str, Results]:
-    """Compares Adam and MTAdam: writes table and pictures, and gives the text to print and the numbers in it."""
+    """Compare Adam and MTAdam: write table and pictures, return the text to print and the numbers in it."""
     runs = run_all(METHODS, settings)
     choices = choose_all(METHODS, runs, settings)
     last, scales = choices[-len(METHODS) :], runs[choices[-1].strategy, choices[-1].lr][0].scales
-    results = setting(settings) | {
+    results = describe_setting(settings) | {
         "choices": [asdict(c) for c in choices],
         "curves": {c.strategy: [run.test for run in runs[c.strategy, c.lr]] for c in last},
         "scales": scales,
         "verdict": verdict(choices),
     }
-    (out / "table.md").write_text(f"{as_markdown(table(choices))}\n\n{NOTE}\n\n{verdict(choices)}\n")
+    (out / "table.md").write_text(f"{as_markdown(methods_table(choices))}\n\n{NOTE}\n\n{verdict(choices)}\n")
     draw_curves(runs, choices, out / "curves.png")
     draw_scales(scales, draw_bad_weights(0), out / "scales.png")
-    return f"{as_text(table(choices))}\n{NOTE}\n\n{edge_warning(choices)}{verdict(choices)}", results
+    return f"{as_text(methods_table(choices))}\n{NOTE}\n\n{edge_warning(choices)}{verdict(choices)}", results
 
 
 def compare_strategies(settings: Settings, out: Path) -> tuple[str, Results]:
-    """Compares all strategies and what they cost: writes table and picture, gives the text to print and the numbers."""
+    """Compare all strategies and their costs: write table and picture, return the text to print and the numbers."""
     choices = choose_all(STRATEGIES, run_all(STRATEGIES, settings), settings)
     costs = measure_costs(load_images(), {c.strategy: c.lr for c in choices}, settings.rounds)
-    results = setting(settings) | {
+    results = describe_setting(settings) | {
         "choices": [asdict(c) for c in choices],
         "costs": {name: asdict(cost) for name, cost in costs.items()},
     }
@@ -135,8 +136,8 @@ EXPERIMENTS = {
 }
 
 
-def positive(text: str) -> int:
-    """An option's value that counts something."""
+def positive_int(text: str) -> int:
+    """Parse an option's value that counts something."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
@@ -144,13 +145,15 @@ def positive(text: str) -> int:
 
 
 def parse_options() -> tuple[Experiment, Settings, Path]:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Adam and MTAdam, or all strategies, on ten badly weighted terms.")
     parser.add_argument(
         "--strategy", choices=list(EXPERIMENTS), default="mtadam", help="Adam and MTAdam, or all strategies"
     )
-    parser.add_argument("--epochs", type=positive, help=f"epochs a run ({Settings.epochs}; quick: {QUICK.epochs})")
-    parser.add_argument("--seeds", type=positive, help=f"runs of each kind ({Settings.seeds}; quick: {QUICK.seeds})")
+    parser.add_argument("--epochs", type=positive_int, help=f"epochs a run ({Settings.epochs}; quick: {QUICK.epochs})")
+    parser.add_argument(
+        "--seeds", type=positive_int, help=f"runs of each kind ({Settings.seeds}; quick: {QUICK.seeds})"
+    )
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="output folder (build/demo)")
     options = parser.parse_args()
@@ -161,7 +164,7 @@ def parse_options() -> tuple[Experiment, Settings, Path]:
 
 
 def main() -> None:
-    """Runs the experiment, prints its table, and writes table, numbers and pictures."""
+    """Run the experiment, print its table, and write table, numbers and pictures."""
     experiment, settings, out = parse_options()
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.demo.data import TERMS, Images
+from bench.demo.data import Images
 from bench.demo.strategies import ADAM, BY_NAME
 from bench.demo.training import Training
-from bench.harness.measure import tensors
+from bench.harness.measure import iter_tensors
+from bench.workloads.digits import TERMS
 from mtadam_fused.optimizer import TermOptimizer
 
 STEPS = 5  # in a turn
@@ -28,34 +29,34 @@ class Cost:
 
 
 def measure_costs(images: Images, rates: dict[str, float], rounds: int) -> dict[str, Cost]:
-    """Trains with every strategy in turns, on the same batches, each at its learning rate, and times the turns.
+    """Train with every strategy in turns, on the same batches, each at its learning rate, and time the turns.
 
     A strategy's time is the median over the rounds, but for a first one, of its turn's time over ADAM's in that round.
     """
     trainings = {name: Training(images, BY_NAME[name], lr, seed=0) for name, lr in rates.items()}
-    turns = {name: (training, endless(training)) for name, training in trainings.items()}
-    seconds = [{name: seconds_of(*turn) for name, turn in turns.items()} for _ in range(rounds + 1)][1:]
+    turns = {name: (training, endless_batches(training)) for name, training in trainings.items()}
+    seconds = [{name: time_turn(*turn) for name, turn in turns.items()} for _ in range(rounds + 1)][1:]
     times = {name: statistics.median(turn[name] / turn[ADAM.name] for turn in seconds) for name in rates}
-    return {name: cost(training.optimizer, times[name]) for name, training in trainings.items()}
+    return {name: make_cost(training.optimizer, times[name]) for name, training in trainings.items()}
 
 
-def endless(training: Training) -> Iterator[torch.Tensor]:
-    """The batches of epoch after epoch."""
+def endless_batches(training: Training) -> Iterator[torch.Tensor]:
+    """Yield the batches of epoch after epoch."""
     return itertools.chain.from_iterable(training.epoch() for _ in itertools.count())
 
 
-def seconds_of(training: Training, batches: Iterator[torch.Tensor]) -> float:
-    """The time of a turn."""
+def time_turn(training: Training, batches: Iterator[torch.Tensor]) -> float:
+    """Return the seconds that a turn takes."""
     start = time.perf_counter()
     for batch in itertools.islice(batches, STEPS):
         training.step(batch)
     return time.perf_counter() - start
 
 
-def cost(optimizer: torch.optim.Optimizer, relative_time: float) -> Cost:
-    """The memory of an optimizer that has made a step; tensors that do not grow with the network are rounded away."""
+def make_cost(optimizer: torch.optim.Optimizer, relative_time: float) -> Cost:
+    """Return the cost of an optimizer that has made a step."""
     passes = len(TERMS) if isinstance(optimizer, TermOptimizer) else 1
     params = [p for group in optimizer.param_groups for p in group["params"]]
     elements = sum(p.numel() for p in params)
-    state_bytes = sum(tensor.nbytes for p in params for tensor in tensors(optimizer.state[p]))
+    state_bytes = sum(tensor.nbytes for p in params for tensor in iter_tensors(optimizer.state[p]))
     return Cost(passes, round(state_bytes / elements), passes * params[0].element_size(), relative_time)

@@ -1,4 +1,4 @@
-"""What the demo trains on: images, a network, and one badly weighted loss term per class."""
+"""What the demo trains on: images, their split, and bad weights of the loss terms."""
 
 import importlib
 from collections.abc import Iterator
@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-CLASSES = 10
-TERMS = [str(c) for c in range(CLASSES)]
+from bench.workloads.digits import CLASSES, class_losses
+
 BATCH = 64
-CHANNELS = (16, 32)
 WORST_WEIGHT = 1000.0  # the terms of classes 1 to 9 are weighted by U(0, WORST_WEIGHT), that of class 0 by 1
 MNIST_IMAGES = 1200  # of the 60,000: fewer than UCI digits has, since larger, so that either takes minutes
 MNIST_FOLDERS = (Path("data"), Path.home() / "data")
@@ -33,7 +32,7 @@ class Images:
 
 @cache
 def load_images() -> Images:
-    """MNIST where a copy lies on this machine, else the UCI digits that scikit-learn ships. Downloads nothing."""
+    """Load MNIST where a copy lies on this machine, else the UCI digits that scikit-learn ships. Download nothing."""
     for folder in MNIST_FOLDERS:
         try:
             mnist = importlib.import_module("torchvision.datasets").MNIST(folder, train=True, download=False)
@@ -48,48 +47,25 @@ def load_images() -> Images:
 
 
 def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of the training (60 %), validation (15 %) and test (25 %) images, stratified by class."""
+    """Return positions of the training (60 %), validation (15 %) and test (25 %) images, stratified by class."""
     rest, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=seed)
     train, validation = train_test_split(rest, test_size=0.2, stratify=labels[rest], random_state=seed)
     return torch.from_numpy(train), torch.from_numpy(validation), torch.from_numpy(test)
 
 
 def draw_bad_weights(seed: int) -> list[float]:
-    """A weight per class: 1 for class 0, uniform up to WORST_WEIGHT for the others."""
+    """Draw a weight per class: 1 for class 0, uniform up to WORST_WEIGHT for the others."""
     return [1.0, *np.random.default_rng(seed).uniform(0, WORST_WEIGHT, CLASSES - 1).tolist()]
 
 
-def make_network(side: int, seed: int) -> nn.Sequential:
-    """Two convolutions with pooling and a linear layer, for images of ``side`` pixels a side."""
-    torch.manual_seed(seed)
-    first, second = CHANNELS
-    network = nn.Sequential()
-    network.add_module("conv1", nn.Conv2d(1, first, 3, padding=1))
-    network.add_module("relu1", nn.ReLU())
-    network.add_module("pool1", nn.MaxPool2d(2))
-    network.add_module("conv2", nn.Conv2d(first, second, 3, padding=1))
-    network.add_module("relu2", nn.ReLU())
-    network.add_module("pool2", nn.MaxPool2d(2))
-    network.add_module("flatten", nn.Flatten())
-    network.add_module("linear", nn.Linear(second * (side // 4) ** 2, CLASSES))
-    return network
-
-
-def class_losses(logits: Tensor, labels: Tensor, weights: list[float]) -> dict[str, Tensor]:
-    """The weighted mean cross entropy of each class that the batch has; the others are left out."""
-    losses = functional.cross_entropy(logits, labels, reduction="none")
-    members = {c: labels == c for c in labels.unique().tolist()}
-    return {TERMS[c]: weights[c] * losses[member].mean() for c, member in members.items()}
-
-
 def prior_losses(labels: Tensor, weights: list[float]) -> dict[str, float]:
-    """The class losses of a model that knows only how frequent the classes are among ``labels``."""
+    """Return the class losses of a model that knows only how frequent the classes are among ``labels``."""
     frequencies = torch.bincount(labels, minlength=CLASSES) / len(labels)
     losses = class_losses(frequencies.log().expand(len(labels), CLASSES), labels, weights)
     return {term: loss.item() for term, loss in losses.items()}
 
 
 def batches(positions: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """The positions in random order, in full batches; the rest waits for another epoch."""
+    """Return the positions in random order, in full batches. The rest waits for another epoch."""
     shuffled = positions[torch.randperm(len(positions), generator=generator)]
     return (batch for batch in shuffled.split(BATCH) if len(batch) == BATCH)

@@ -11,23 +11,23 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.demo.report import Choice, Runs
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; line styles tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73")
+# Okabe and Ito's colors, which color-blind readers tell apart; line styles tell them apart in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73")
 LINES = ("--", "-.", "-")
 
 
 def draw_curves(runs: Runs, choices: list[Choice], path: Path) -> None:
-    """Test accuracy against epoch, at the learning rates chosen for the last: means, and bands of a deviation."""
+    """Draw test accuracy against epoch, at the learning rates chosen for the last: means, with standard deviations."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     lowest = 100.0
-    for choice, colour, line in zip(choices[-len(LINES) :], COLOURS, LINES, strict=True):
+    for choice, color, line in zip(choices[-len(LINES) :], COLORS, LINES, strict=True):
         test = 100 * np.array([run.test for run in runs[choice.strategy, choice.lr]])  # [seeds, epochs]
         epochs = np.arange(1, test.shape[1] + 1)
-        mean, spread = test.mean(axis=0), test.std(axis=0, ddof=1) if len(test) > 1 else np.zeros(test.shape[1])
-        low, high = np.maximum(mean - spread, 0), np.minimum(mean + spread, 100)
-        axes.plot(epochs, mean, line, color=colour, linewidth=2.2, label=f"{choice.strategy} (lr {choice.lr:g})")
-        axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+        mean, deviation = test.mean(axis=0), test.std(axis=0, ddof=1) if len(test) > 1 else np.zeros(test.shape[1])
+        low, high = np.maximum(mean - deviation, 0), np.minimum(mean + deviation, 100)
+        axes.plot(epochs, mean, line, color=color, linewidth=2.2, label=f"{choice.strategy} (lr {choice.lr:g})")
+        axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
         lowest = min(lowest, low.min())
     stretch_accuracies(axes, lowest)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -42,7 +42,7 @@ def draw_curves(runs: Runs, choices: list[Choice], path: Path) -> None:
 
 
 def stretch_accuracies(axes: Axes, lowest: float, along: Literal["x", "y"] = "y") -> None:
-    """Gives the percentages near 100, where good methods differ, more room than those near ``lowest``."""
+    """Give the percentages near 100, where good methods differ, more room than those near ``lowest``."""
     functions = (lambda a: -np.log(101 - a), lambda y: 101 - np.exp(-y))  # 100 stays finite
     ticks = [0, 20, 40, 60, 70, 80, 85, 90, 93, 95, 97, 98, 99, 100]
     if along == "x":
@@ -54,7 +54,7 @@ def stretch_accuracies(axes: Axes, lowest: float, along: Literal["x", "y"] = "y"
 
 
 def draw_scales(scales: dict[str, list[float]], weights: list[float], path: Path) -> None:
-    """What the last step multiplied each term's gradient by, parameter by parameter."""
+    """Draw the scale applied to each term's gradient in the last step, parameter by parameter."""
     values = np.array(list(scales.values()))  # [parameters, classes]
     norm = LogNorm(values.min(), values.max())
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -72,18 +72,18 @@ def draw_scales(scales: dict[str, list[float]], weights: list[float], path: Path
 
 
 def draw_strategies(choices: list[Choice], path: Path) -> None:
-    """Test accuracy of each strategy at each budget of epochs: mean and standard deviation as a dot with a bar."""
+    """Draw the test accuracy of each strategy at each budget of epochs: mean as a dot, standard deviation as a bar."""
     budgets = list(dict.fromkeys(c.epochs for c in choices))
     names = list(dict.fromkeys(c.strategy for c in choices))
     figure = Figure(figsize=(9, 0.36 * len(names) + 1.3), layout="constrained")
     axes = figure.subplots()
     lowest = 100.0
-    for i, (epochs, colour, marker) in enumerate(zip(budgets, COLOURS[1:], "os", strict=False)):
+    for i, (epochs, color, marker) in enumerate(zip(budgets, COLORS[1:], "os", strict=False)):
         test = 100 * np.array([c.test for c in choices if c.epochs == epochs])  # [strategies, seeds]
-        mean, spread = test.mean(axis=1), test.std(axis=1, ddof=1) if test.shape[1] > 1 else np.zeros(len(test))
-        bars = np.stack([np.minimum(spread, mean), np.minimum(spread, 100 - mean)])
+        mean, deviation = test.mean(axis=1), test.std(axis=1, ddof=1) if test.shape[1] > 1 else np.zeros(len(test))
+        bars = np.stack([np.minimum(deviation, mean), np.minimum(deviation, 100 - mean)])
         rows = np.arange(len(names)) + 0.24 * (i - (len(budgets) - 1) / 2)
-        axes.errorbar(mean, rows, xerr=bars, fmt=marker, color=colour, capsize=3, label=f"at epoch {epochs}")
+        axes.errorbar(mean, rows, xerr=bars, fmt=marker, color=color, capsize=3, label=f"at epoch {epochs}")
         lowest = min(lowest, (mean - bars[0]).min())
     stretch_accuracies(axes, lowest, along="x")
     axes.set_yticks(range(len(names)), names, fontsize=11)

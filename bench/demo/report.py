@@ -27,12 +27,12 @@ class Choice:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen rate is the grid's first or last, so that a better one may lie beyond."""
+        """Return whether the chosen rate is the grid's first or last, so that a better one may lie beyond."""
         return self.lr in (min(self.validation), max(self.validation))
 
 
 def choose(runs: Runs, strategy: str, epochs: int) -> Choice:
-    """Chooses the learning rate; the test accuracies play no part in it."""
+    """Choose the learning rate. The test accuracies play no part in it."""
     tried = {lr: of_seeds for (of, lr), of_seeds in runs.items() if of == strategy}
     validation = {lr: float(np.mean([run.validation[epochs - 1] for run in of])) for lr, of in tried.items()}
     lr = max(validation, key=lambda rate: validation[rate])
@@ -40,20 +40,20 @@ def choose(runs: Runs, strategy: str, epochs: int) -> Choice:
 
 
 def std(values: list[float]) -> float:
-    """Sample standard deviation; NaN for one value."""
+    """Return the sample standard deviation, NaN for one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def with_spread(mean: str, spread: float) -> str:
-    """``mean``, in per cent, with a spread between seeds where there is one."""
-    return mean if math.isnan(spread) else f"{mean} ± {100 * spread:.1f}"
+def with_deviation(mean: str, deviation: float) -> str:
+    """Return ``mean``, in percent, with the standard deviation between seeds where there is one."""
+    return mean if math.isnan(deviation) else f"{mean} ± {100 * deviation:.1f}"
 
 
 # -- tables and verdict ------------------------------------------------------------------------------------------------
 
 
-def table(choices: list[Choice]) -> list[list[str]]:
-    """Header and rows, per epochs and method; NOTE says what stands in them."""
+def methods_table(choices: list[Choice]) -> list[list[str]]:
+    """Return header and rows, per epochs and method. NOTE explains them."""
     rates = list(choices[0].validation)
     header = ["epochs", "method", "lr", "test accuracy, %", *(f"val. at {rate:g}" for rate in rates)]
     return [header] + [
@@ -61,7 +61,7 @@ def table(choices: list[Choice]) -> list[list[str]]:
             str(c.epochs),
             c.strategy,
             f"{c.lr:g}",
-            with_spread(f"{100 * np.mean(c.test):.1f}", std(c.test)),
+            with_deviation(f"{100 * np.mean(c.test):.1f}", std(c.test)),
             *(f"{100 * c.validation[rate]:.1f}" for rate in rates),
         ]
         for c in choices
@@ -69,20 +69,20 @@ def table(choices: list[Choice]) -> list[list[str]]:
 
 
 def strategies_table(choices: list[Choice], costs: dict[str, Cost]) -> list[list[str]]:
-    """Header and a row per strategy, with what it costs and what it reaches; :func:`strategies_note` says the rest."""
+    """Return header and a row per strategy: its cost and accuracies. :func:`strategies_note` explains them."""
     budgets = dict.fromkeys(c.epochs for c in choices)
     header = ["strategy", "backward passes", "state + gradients", "time of a step", "lr"]
     rows = [[*header, *(f"accuracy at epoch {epochs}" for epochs in budgets)]]
     for name, cost in costs.items():
         own = [c for c in choices if c.strategy == name]
         costing = [str(cost.passes), f"{cost.state_bytes} + {cost.gradient_bytes} B", f"{cost.time:.1f}"]
-        accuracies = [with_spread(f"{100 * np.mean(c.test):.1f}", std(c.test)) for c in own]
+        accuracies = [with_deviation(f"{100 * np.mean(c.test):.1f}", std(c.test)) for c in own]
         rows.append([name, *costing, ", ".join(f"{c.lr:g}" for c in own), *accuracies])
     return rows
 
 
 def strategies_note(choices: list[Choice]) -> str:
-    """What stands in the table of the strategies."""
+    """Explain the table of the strategies."""
     rates = ", ".join(f"{rate:g}" for rate in choices[0].validation)
     return (
         "All but the first are on the bad weights. Accuracies in per cent on test images: mean ± standard deviation, "
@@ -94,20 +94,20 @@ def strategies_note(choices: list[Choice]) -> str:
 
 
 def as_text(cells: list[list[str]]) -> str:
-    """The table in aligned columns."""
+    """Format the table in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def as_markdown(cells: list[list[str]]) -> str:
-    """The table in Markdown."""
+    """Format the table in Markdown."""
     rule = ["---"] * len(cells[0])
     return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
 
 
 def verdict(choices: list[Choice]) -> str:
-    """Says in one sentence how MTAdam on the bad weights compares with Adam on them and on the balanced sum."""
+    """Say in one sentence how MTAdam on the bad weights compares with Adam on them and on the balanced sum."""
     seeds = len(choices[0].test)
     parts = []
     for epochs in dict.fromkeys(c.epochs for c in choices):
@@ -121,12 +121,12 @@ def verdict(choices: list[Choice]) -> str:
 
 
 def standard_error(ours: list[float], theirs: list[float]) -> float:
-    """Of the mean difference, paired by seed."""
+    """Return the standard error of the mean difference, paired by seed."""
     return std([a - b for a, b in zip(ours, theirs, strict=True)]) / math.sqrt(len(ours))
 
 
 def compare(ours: list[float], theirs: list[float]) -> str:
-    """The verb of a comparison by mean accuracy; one seed says nothing about chance, so there any difference counts."""
+    """Return the verb of a comparison by mean accuracy. With one seed any difference counts."""
     gain = float(np.mean(ours) - np.mean(theirs))
     errors = float(student.isf(CHANCE / 2, len(ours) - 1)) if len(ours) > 1 else 0.0
     if gain == 0 or abs(gain) <= errors * standard_error(ours, theirs):
@@ -135,12 +135,12 @@ def compare(ours: list[float], theirs: list[float]) -> str:
 
 
 def difference(ours: list[float], theirs: list[float]) -> str:
-    """The mean difference in percentage points, with its standard error where there are seeds to tell."""
+    """Return the mean difference in percentage points, with its standard error if there are several seeds."""
     gain = 100 * (np.mean(ours) - np.mean(theirs))
-    return f"{with_spread(f'{gain:+.1f}', standard_error(ours, theirs))} points"
+    return f"{with_deviation(f'{gain:+.1f}', standard_error(ours, theirs))} points"
 
 
 def edge_warning(choices: list[Choice]) -> str:
-    """Says which choices a wider grid might better; empty if none."""
+    """Name the choices that a wider grid might improve. Empty if none."""
     at_edge = [f"{c.strategy} after {c.epochs} ({c.lr:g})" for c in choices if c.at_edge]
     return f"Best learning rates at the edge of the grid: {'; '.join(at_edge)}.\n" if at_edge else ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.demo.data import TERMS
+from bench.workloads.digits import TERMS
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import MGDA, GradientNormalization, GradNorm, PCGrad
@@ -24,12 +24,12 @@ class Task:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All of the network's."""
+        """Return all parameters of the network."""
         return list(self.network.parameters())
 
     @property
     def last_layer(self) -> list[Tensor]:
-        """The last weights that all terms share: through the softmax every class reaches each of them."""
+        """Return the last weights that all terms share: through the softmax every class reaches each of them."""
         return [self.network.get_submodule("linear").get_parameter("weight")]
 
 
@@ -41,7 +41,7 @@ class WeightedAdam(torch.optim.Adam):
         self.weighting = weighting
 
     def backward(self, losses: dict[str, Tensor]) -> None:
-        """One backward pass, through the sum."""
+        """Run one backward pass, through the sum."""
         self.weighting(losses).backward()
 
 
@@ -49,7 +49,7 @@ class Sum(nn.Module):
     """The sum of the losses, as they come."""
 
     def forward(self, losses: dict[str, Tensor]) -> Tensor:
-        """A scalar."""
+        """Return a scalar."""
         return torch.stack(list(losses.values())).sum()
 
 
@@ -57,14 +57,14 @@ class PositiveRealTimeLoss(RealTimeLoss):
     """RealTimeLoss without the losses that are zero to rounding, which it refuses: they have nothing left to give."""
 
     def forward(self, losses: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
-        """A scalar."""
+        """Return a scalar."""
         positive = {term: loss for term, loss in losses.items() if loss > 0}
         return super().forward(positive) if positive else Sum()(losses)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to train on the loss terms."""
+    """One way to train on the loss terms."""
 
     name: str
     make: Callable[[Task], TermOptimizer | WeightedAdam]

@@ -7,18 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.demo.data import (
-    CLASSES,
-    TERMS,
     Images,
     batches,
-    class_losses,
     draw_bad_weights,
     load_images,
-    make_network,
     prior_losses,
     split,
 )
 from bench.demo.strategies import BY_NAME, Strategy, Task
+from bench.workloads.digits import CLASSES, TERMS, class_losses, make_network
 from mtadam_fused import MTAdam
 
 
@@ -54,11 +51,11 @@ class Training:
         self.generator = torch.Generator().manual_seed(seed)
 
     def epoch(self) -> Iterator[Tensor]:
-        """The positions of an epoch's batches."""
+        """Return the positions of an epoch's batches."""
         return batches(self.training, self.generator)
 
     def step(self, batch: Tensor) -> None:
-        """One step on the terms that the batch has."""
+        """Make one step on the terms in the batch."""
         losses = class_losses(self.network(self.images.pixels[batch]), self.images.labels[batch], self.weights)
         self.optimizer.zero_grad()
         self.optimizer.backward(losses)
@@ -66,13 +63,13 @@ class Training:
 
     @torch.no_grad()
     def accuracy(self, positions: Tensor) -> float:
-        """Part of the images at ``positions`` that the network classifies rightly."""
+        """Return the fraction of the images at ``positions`` that the network classifies correctly."""
         guesses = self.network(self.images.pixels[positions]).argmax(dim=1)
         return (guesses == self.images.labels[positions]).double().mean().item()
 
 
 def train(job: Job) -> Run:
-    """Trains a network from its beginning."""
+    """Train a network from its beginning."""
     training = Training(load_images(), BY_NAME[job.strategy], job.lr, job.seed)
     run = Run()
     for _ in range(job.epochs):
@@ -86,7 +83,7 @@ def train(job: Job) -> Run:
 
 
 def scales_by_parameter(network: nn.Module, mtadam: MTAdam) -> dict[str, list[float]]:
-    """What the last step multiplied the gradient of each class's term by, for each named parameter."""
+    """Return the scales of the last step by class, for each named parameter."""
     by_term = mtadam.term_scales()
     table = torch.stack([by_term[term] for term in TERMS], dim=1)
     return {name: row.tolist() for (name, _), row in zip(network.named_parameters(), table, strict=True)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bench.harness.measure import Contender, Failure, Oracle, in_a_line
+from bench.harness.measure import Contender, Failure, Oracle, summarize_error
 from bench.harness.records import OURS
 from oracles.published_loop import PublishedMTAdam
 from oracles.tolerances import TooFar, check_params, check_update
@@ -19,33 +19,33 @@ CHECKED_ELEMENTS = 300_000
 
 
 def mtadam(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
-    """A step of the published loop."""
+    """Make a step of the published loop."""
     PublishedMTAdam([{"params": params}], terms=len(grads)).step(grads)
 
 
 def adam(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
-    """A step of torch.optim.Adam, parameter by parameter, on the first gradients."""
+    """Make a step of torch.optim.Adam, parameter by parameter, on the first gradients."""
     for p, g in zip(params, grads[0], strict=True):
         p.grad = g
     torch.optim.Adam(params, foreach=False, fused=False).step()
 
 
 def weighted_adam(weights: Sequence[float]) -> Oracle:
-    """A step of torch.optim.Adam on the sum of the terms' gradients times these weights."""
+    """Return an oracle: a step of torch.optim.Adam on the sum of the terms' gradients times these weights."""
 
     def oracle(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
-        adam(params, [[sum_of(weights, of_terms) for of_terms in zip(*grads, strict=True)]])
+        adam(params, [[weighted_sum(weights, of_terms) for of_terms in zip(*grads, strict=True)]])
 
     return oracle
 
 
-def sum_of(weights: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
-    """Of the gradients times their weights."""
+def weighted_sum(weights: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the gradients times their weights."""
     return torch.stack([w * g for w, g in zip(weights, grads, strict=True)]).sum(dim=0)
 
 
-def looked_at(params: Sequence[Tensor]) -> list[int]:
-    """Positions of the smallest parameters, at least one, of CHECKED_ELEMENTS together."""
+def choose_rows(params: Sequence[Tensor]) -> list[int]:
+    """Return positions of the smallest parameters, at least one, of at most CHECKED_ELEMENTS together."""
     chosen: list[int] = []
     elements = 0
     for i in sorted(range(len(params)), key=lambda i: params[i].numel()):
@@ -66,7 +66,7 @@ class Start:
     _after: dict[Oracle, list[Tensor]] = field(default_factory=dict)
 
     def after(self, oracle: Oracle) -> list[Tensor]:
-        """The parameters, in float64, after the oracle's step."""
+        """Return the parameters, in float64, after the oracle's step."""
         if oracle not in self._after:
             params = [nn.Parameter(p.double()) for p in self.params]
             oracle(params, self.grads)
@@ -74,15 +74,15 @@ class Start:
         return self._after[oracle]
 
     @staticmethod
-    def of(params: Sequence[Tensor], grads: Sequence[Sequence[Tensor]]) -> "Start":
-        """Copies them."""
-        rows = looked_at(params)
+    def copy_of(params: Sequence[Tensor], grads: Sequence[Sequence[Tensor]]) -> "Start":
+        """Copy the parameters and gradients that are compared."""
+        rows = choose_rows(params)
         copies = [params[i].detach().cpu().clone() for i in rows]
         return Start(rows, copies, [[of_term[i].cpu().double() for i in rows] for of_term in grads])
 
 
 def check_first_run(contender: Contender, start: Start) -> None:
-    """Makes the contender's first run, and compares it with its oracle's.
+    """Make the contender's first run, and compare it with its oracle's.
 
     Raises:
         TooFar: they disagree.
@@ -99,23 +99,23 @@ def check_first_run(contender: Contender, start: Start) -> None:
         raise TooFar(f"{contender.name} does not make the step that it should: {error}") from None
 
 
-def failure(contender: Contender, start: Start) -> Failure | None:
-    """Makes the contender's first run; says what went wrong in it."""
+def describe_failure(contender: Contender, start: Start) -> Failure | None:
+    """Make the contender's first run, and describe what went wrong. None if nothing did."""
     try:
         check_first_run(contender, start)
     except TooFar as error:
         return Failure(f"WRONG: {error}")
     except Exception as error:  # whatever a compiler or the device raises
-        return Failure(f"FAILED: {in_a_line(error)}")
+        return Failure(f"FAILED: {summarize_error(error)}")
     return None
 
 
-def agreeing(contenders: Sequence[Contender], start: Start) -> tuple[list[Contender], dict[str, str]]:
-    """Makes all first runs: the contenders to time, and why the others are not.
+def check_contenders(contenders: Sequence[Contender], start: Start) -> tuple[list[Contender], dict[str, str]]:
+    """Make all first runs. Return the contenders to time, and the reasons to leave out the others.
 
     A wrong one does not cost the others their case, unless no optimizer of ours is left in it.
     """
-    wrong: dict[str, str] = {c.name: why for c in contenders if (why := failure(c, start)) is not None}
+    wrong: dict[str, str] = {c.name: why for c in contenders if (why := describe_failure(c, start)) is not None}
     right = [contender for contender in contenders if contender.name not in wrong]
     if wrong and not any(contender.name.startswith(OURS) for contender in right):
         return [], wrong | {contender.name: "nothing of ours is right here to compare it with" for contender in right}

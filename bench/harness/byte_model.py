@@ -8,43 +8,43 @@ FLOAT = 4  # bytes of the type that moments are kept in, for float32 and narrowe
 
 
 def copy(element: int) -> int:
-    """A copy of elements of so many bytes."""
+    """Return the bytes of a copy, for elements of so many bytes."""
     return 2 * element
 
 
 def mtadam_step(terms: int, element: int) -> int:
-    """MTAdam's step where parameters and gradients have elements of so many bytes."""
+    """Return the bytes of MTAdam's step, for parameters and gradients with elements of so many bytes."""
     gradients = 2 * terms * element
     moments = 2 * (terms + 1) * FLOAT
     return gradients + moments + 2 * element
 
 
 def mtadam_state(terms: int) -> int:
-    """MTAdam's state: K second moments and one first moment."""
+    """Return the bytes of MTAdam's state: K second moments and one first moment."""
     return (terms + 1) * FLOAT
 
 
 def combined_step(terms: int, element: int, *, gram: bool) -> int:
-    """CombinedAdam's step: reads the K gradients, twice for a rule that looks at their dot products."""
+    """Return the bytes of CombinedAdam's step. A rule that needs dot products reads the K gradients twice."""
     gradients = (2 if gram else 1) * terms * element
     return gradients + 4 * FLOAT + 2 * element
 
 
 def published_step(terms: int) -> int:
-    """The published form in one pass over float32, with K first moments; its loop makes many passes."""
+    """Return the bytes of the published form with K first moments in one float32 pass. Its loop makes many."""
     return 24 * terms + 8
 
 
 def published_state(terms: int) -> int:
-    """The published form's moments; its loop keeps K maxima and K denominators besides."""
+    """Return the bytes of the published form's moments. Its loop keeps K maxima and K denominators besides."""
     return 2 * terms * FLOAT
 
 
 def adam_step(element: int) -> int:
-    """torch.optim.Adam's step: reads the gradient; reads and writes parameter and two moments of its type."""
+    """Return the bytes of torch.optim.Adam's step: it reads the gradient, and updates parameter and two moments."""
     return 7 * element
 
 
 def adam_state(element: int) -> int:
-    """torch.optim.Adam's state, of the type of the parameters."""
+    """Return the bytes of torch.optim.Adam's state, of the type of the parameters."""
     return 2 * element

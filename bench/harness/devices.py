@@ -18,7 +18,7 @@ from typing import Protocol
 import pytest
 import torch
 
-Run = Callable[[], object]
+Callback = Callable[[], object]
 
 COMPILE_SECONDS = 100
 
@@ -34,35 +34,35 @@ class Sample:
 class Device(Protocol):
     """A device to benchmark."""
 
-    place: torch.device
+    torch_device: torch.device
     slow_limit: float  # elements x terms beyond which peers that take many passes are left out
     loop_limit: float  # tensors x terms beyond which peers that loop over them are left out
     compile_seconds: int  # that torch.compile may take for a contender
 
     @property
     def slug(self) -> str:
-        """The name of the machine's folder of records."""
+        """Return the name of the machine's folder of records."""
 
     def facts(self) -> dict[str, object]:
-        """What the machine is."""
+        """Describe the machine."""
 
-    def time(self, prepare: Run, run: Run) -> Sample:
-        """Times one run; ``prepare`` is called before it, and before it is repeated."""
+    def time(self, prepare: Callback, run: Callback) -> Sample:
+        """Time one run. ``prepare`` is called before it, and before it is repeated."""
 
-    def settle(self) -> None:
-        """Waits until the device has finished."""
+    def synchronize(self) -> None:
+        """Wait until the device has finished."""
 
     def free(self) -> int:
-        """Bytes that can still be allocated."""
+        """Return the bytes that can still be allocated."""
 
-    def peak(self, run: Run) -> int | None:
-        """Bytes by which ``run`` raised the peak of memory above what was held before; None where that is not seen."""
+    def peak(self, run: Callback) -> int | None:
+        """Return by how many bytes ``run`` raised the peak of memory. None if not measurable."""
 
 
 class CpuDevice:
     """See :class:`Device`."""
 
-    place = torch.device("cpu")
+    torch_device = torch.device("cpu")
     slug = "cpu"
     slow_limit = 1.2e8  # a second a turn for the published loop
     loop_limit = float("inf")
@@ -73,15 +73,15 @@ class CpuDevice:
     def facts(self) -> dict[str, object]:
         return {"cpu_model": cpu_model(), "gpu": "", "driver": "", **software()}
 
-    def time(self, prepare: Run, run: Run) -> Sample:
+    def time(self, prepare: Callback, run: Callback) -> Sample:
         prepare()
         start = time.perf_counter()
         run()
         seconds = time.perf_counter() - start
         return Sample(seconds, seconds)
 
-    def settle(self) -> None:
-        """Nothing to wait for."""
+    def synchronize(self) -> None:
+        """Return at once: a CPU has finished."""
 
     def free(self) -> int:
         meminfo = Path("/proc/meminfo")
@@ -90,7 +90,7 @@ class CpuDevice:
         line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
         return 1024 * int(line.split()[1])
 
-    def peak(self, run: Run) -> int | None:
+    def peak(self, run: Callback) -> int | None:
         try:
             ctypes.CDLL(None).malloc_trim(0)  # returns what is free, which a run could use again unseen
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -106,35 +106,35 @@ class CpuDevice:
 class CudaDevice:
     """See :class:`Device`. Each run is timed twice: by the host on an idle device, and by events on a busy one."""
 
-    place = torch.device("cuda", 0)
+    torch_device = torch.device("cuda", 0)
     slow_limit = float("inf")
     loop_limit = 700.0  # a loop launches some twenty kernels for each
 
     def __init__(self, compile_seconds: int = COMPILE_SECONDS) -> None:
         self.compile_seconds = compile_seconds
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        cache = torch.cuda.get_device_properties(self.place).L2_cache_size
-        self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=self.place)
+        cache = torch.cuda.get_device_properties(self.torch_device).L2_cache_size
+        self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=self.torch_device)
 
     @property
     def slug(self) -> str:
-        return re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name(self.place).lower()).strip("-")
+        return re.sub("[^a-z0-9]+", "-", torch.cuda.get_device_name(self.torch_device).lower()).strip("-")
 
     def facts(self) -> dict[str, object]:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
         driver = ""
         if shutil.which(query[0]):
             driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-        gpu = torch.cuda.get_device_name(self.place)
+        gpu = torch.cuda.get_device_name(self.torch_device)
         return {"cpu_model": cpu_model(), "gpu": gpu, "driver": driver, **software()}
 
-    def time(self, prepare: Run, run: Run) -> Sample:
+    def time(self, prepare: Callback, run: Callback) -> Sample:
         prepare()
-        self.settle()
+        self.synchronize()
         before = time.perf_counter()
         run()
         host = time.perf_counter() - before
-        self.settle()
+        self.synchronize()
         prepare()
         self._flush.zero_()  # leaves nothing of the tensors in the L2 cache
         # Keeps the device busy while the host enqueues the run, so that the events do not see the host's time.
@@ -146,27 +146,27 @@ class CudaDevice:
         end.synchronize()
         return Sample(start.elapsed_time(end) / 1e3, host)
 
-    def settle(self) -> None:
-        torch.cuda.synchronize(self.place)
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
 
     def free(self) -> int:
         torch.cuda.empty_cache()
         # After a capture that failed the cache keeps what it has.
-        cached = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
-        return torch.cuda.mem_get_info(self.place)[0] + cached
+        cached = torch.cuda.memory_reserved(self.torch_device) - torch.cuda.memory_allocated(self.torch_device)
+        return torch.cuda.mem_get_info(self.torch_device)[0] + cached
 
-    def peak(self, run: Run) -> int:
-        self.settle()
-        torch.cuda.reset_peak_memory_stats(self.place)
-        held = torch.cuda.memory_allocated(self.place)
+    def peak(self, run: Callback) -> int:
+        self.synchronize()
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        held = torch.cuda.memory_allocated(self.torch_device)
         run()
-        self.settle()
-        return torch.cuda.max_memory_allocated(self.place) - held
+        self.synchronize()
+        return torch.cuda.max_memory_allocated(self.torch_device) - held
 
 
 @contextmanager
-def captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-    """Captures what is done in the scope; leaves the stream as it was, also where that fails, which torch does not."""
+def capture_graph(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture the body in a CUDA graph. Restore the stream also if that fails, which torch does not."""
     before = torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
@@ -175,8 +175,8 @@ def captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
         torch.cuda.set_stream(before)
 
 
-def device_of(name: str, compile_seconds: int) -> Device:
-    """The device called "cpu", "cuda", or "auto": the GPU where there is one."""
+def select_device(name: str, compile_seconds: int) -> Device:
+    """Return the device named "cpu", "cuda", or "auto": the GPU where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch sees no CUDA device; use --device cpu")
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
@@ -185,7 +185,7 @@ def device_of(name: str, compile_seconds: int) -> Device:
 
 
 def cpu_model() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -193,7 +193,7 @@ def cpu_model() -> str:
 
 
 def software() -> dict[str, object]:
-    """Versions, and the number of threads."""
+    """Return versions, and the number of threads."""
 
     def installed(package: str) -> str:
         try:

@@ -22,13 +22,13 @@ class Failure(str):
     """Why a contender that should take part in a case does not: it is left out, and the run fails."""
 
 
-def in_a_line(error: Exception) -> str:
-    """The kind of the error and the first line of what it says."""
+def summarize_error(error: Exception) -> str:
+    """Return the kind of the error and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def nothing() -> None:
-    """The preparation of a contender that needs none."""
+def do_nothing() -> None:
+    """Prepare a contender that needs no preparation."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Contender:
     name: str
     run: Callable[[], object]
     params: Sequence[Tensor] = ()  # what it changes
-    prepare: Callable[[], object] = nothing  # before every run, not timed
+    prepare: Callable[[], object] = do_nothing  # before every run, not timed
     bytes_moved: float | None = None  # per run, by the byte model
     state: Mapping[Any, Any] = field(default_factory=dict)  # the optimizer's
     oracle: Oracle | None = None  # what its first run must have done; None where nothing says
@@ -61,7 +61,7 @@ QUICK = Budget(least=5, most=15, seconds=0.5, share=0.2)
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quartiles:
     """Median and quartiles."""
 
     median: float
@@ -69,10 +69,10 @@ class Spread:
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Of at least two values."""
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Return the quartiles of at least two values."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, low, high)
+    return Quartiles(median, low, high)
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,21 @@ class Times:
     samples: dict[str, list[Sample]]
 
     def device(self, name: str) -> list[float]:
-        """Seconds on the device, turn by turn."""
+        """Return the seconds on the device, turn by turn."""
         return [sample.device for sample in self.samples[name]]
 
     def host(self, name: str) -> list[float]:
-        """Seconds of the host, turn by turn."""
+        """Return the seconds of the host, turn by turn."""
         return [sample.host for sample in self.samples[name]]
 
 
-def faster(seconds: Sequence[float], than: Sequence[float]) -> Spread:
-    """How many times as fast as ``than``, turn by turn."""
-    return spread([b / a for a, b in zip(seconds, than, strict=True)])
+def speedup(seconds: Sequence[float], than: Sequence[float]) -> Quartiles:
+    """Return how many times as fast as ``than`` it is, turn by turn."""
+    return quartiles([b / a for a, b in zip(seconds, than, strict=True)])
 
 
 def take_turns(device: Device, contenders: Sequence[Contender], budget: Budget) -> Times:
-    """Times the contenders in turn, after one turn that does not count."""
+    """Time the contenders in turn, after one turn that does not count."""
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     start, turns = time.perf_counter(), -1
     while turns < budget.least or (turns < budget.most and time.perf_counter() - start < budget.seconds):
@@ -108,10 +108,10 @@ def take_turns(device: Device, contenders: Sequence[Contender], budget: Budget) 
     return Times(samples)
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Those in nested mappings and sequences, as of an optimizer's state."""
+def iter_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested mappings and sequences, as in an optimizer's state."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Mapping, list, tuple)):
         for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors(inner)
+            yield from iter_tensors(inner)

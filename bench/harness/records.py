@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from bench.harness.measure import Spread, Times, faster, spread
+from bench.harness.measure import Quartiles, Times, quartiles, speedup
 
 OURS = ("mtadam", "combined")  # the names of our contenders start with one of these
 JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
@@ -27,25 +27,25 @@ class Record:
     terms: int
     dtype: str
     contender: str
-    seconds: Spread  # on the device
-    host: Spread  # seconds until the call returned
+    seconds: Quartiles  # on the device
+    host: Quartiles  # seconds until the call returned
     rule: str = ""  # that weights the terms
     gb_per_second: float | None = None  # by the byte model
     of_copy: float | None = None  # the fraction of the copy's GB/s in the same turns
     state_bytes: float | None = None  # per parameter element
     peak_bytes: float | None = None  # per parameter element, allocated by a step
     model_state_bytes: float | None = None  # what the byte model says
-    faster_than: dict[str, Spread] = field(default_factory=dict)  # times as fast as others, turn by turn
-    host_faster_than: dict[str, Spread] = field(default_factory=dict)
+    faster_than: dict[str, Quartiles] = field(default_factory=dict)  # times as fast as others, turn by turn
+    host_faster_than: dict[str, Quartiles] = field(default_factory=dict)
 
     @staticmethod
-    def of(info: dict[str, Any]) -> "Record":
-        """Back from JSON."""
+    def from_info(info: dict[str, Any]) -> "Record":
+        """Convert a record back from JSON."""
         ratios = {
-            name: {other: Spread(**values) for other, values in info[name].items()}
+            name: {other: Quartiles(**values) for other, values in info[name].items()}
             for name in ("faster_than", "host_faster_than")
         }
-        return Record(**{**info, "seconds": Spread(**info["seconds"]), "host": Spread(**info["host"]), **ratios})
+        return Record(**{**info, "seconds": Quartiles(**info["seconds"]), "host": Quartiles(**info["host"]), **ratios})
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,31 @@ class Run:
 
 
 def make_records(times: Times, moved: dict[str, float | None], **case: Any) -> dict[str, Record]:
-    """A record for each contender; ours have the ratios to all others."""
-    rates = {name: b / spread(times.device(name)).median / 1e9 for name, b in moved.items() if b is not None}
+    """Make a record for each contender. Ours have the ratios to all others."""
+    rates = {name: b / quartiles(times.device(name)).median / 1e9 for name, b in moved.items() if b is not None}
     records = {}
     for name in times.samples:
         others = [other for other in times.samples if other not in (name, "copy") and name.startswith(OURS)]
         records[name] = Record(
             **case,
             contender=name,
-            seconds=spread(times.device(name)),
-            host=spread(times.host(name)),
+            seconds=quartiles(times.device(name)),
+            host=quartiles(times.host(name)),
             gb_per_second=rates.get(name),
             of_copy=rates[name] / rates["copy"] if name in rates and "copy" in rates else None,
-            faster_than={other: faster(times.device(name), times.device(other)) for other in others},
-            host_faster_than={other: faster(times.host(name), times.host(other)) for other in others},
+            faster_than={other: speedup(times.device(name), times.device(other)) for other in others},
+            host_faster_than={other: speedup(times.host(name), times.host(other)) for other in others},
         )
     return records
 
 
-def as_info(record: Record) -> dict[str, Any]:
-    """For pytest-benchmark's ``extra_info``."""
+def to_info(record: Record) -> dict[str, Any]:
+    """Convert a record for pytest-benchmark's ``extra_info``."""
     return asdict(record)
 
 
 def write(saved: dict[str, Any], folder: Path) -> None:
-    """Writes what pytest-benchmark saves into the folder's JSON and CSV.
+    """Write what pytest-benchmark saves into the folder's JSON and CSV.
 
     Whoever is stopped in the middle leaves the JSON as it was.
     """
@@ -105,18 +105,18 @@ def write(saved: dict[str, Any], folder: Path) -> None:
 
 
 def load(path: Path) -> Run:
-    """Reads a file of pytest-benchmark's JSON with our records in it."""
+    """Read a file of pytest-benchmark's JSON that holds our records."""
     return parse(json.loads(path.read_text()))
 
 
 def parse(saved: dict[str, Any]) -> Run:
-    """Takes the records out of what pytest-benchmark saves."""
+    """Take the records out of what pytest-benchmark saves."""
     commit = saved["commit_info"]
     return Run(
         machine=saved["machine_info"],
         commit=commit["id"][:10] + (" and changes" if commit["dirty"] else "") if commit["id"] else "unversioned",
         time=saved["datetime"],
-        records=[Record.of(benchmark["extra_info"]) for benchmark in saved["benchmarks"]],
+        records=[Record.from_info(benchmark["extra_info"]) for benchmark in saved["benchmarks"]],
         left_out=[LeftOut(**entry) for entry in saved["left_out"]],
     )
 
@@ -125,7 +125,7 @@ FACTS = ("cpu_model", "gpu", "driver", "threads", "python", "torch", "triton")
 
 
 def flat(run: Run) -> Iterable[dict[str, Any]]:
-    """A flat row for each record: where it was measured, its fields, and a column for each ratio's three values."""
+    """Yield a flat row for each record: machine, fields, and three columns for each ratio."""
     place = {"commit": run.commit, "time": run.time, **{name: run.machine[name] for name in FACTS}}
     for record in run.records:
         row = dict(place)
@@ -135,7 +135,7 @@ def flat(run: Run) -> Iterable[dict[str, Any]]:
                 for other, ratio in value.items():
                     row |= {f"{name} {other}": ratio.median, f"{name} {other} low": ratio.low}
                     row |= {f"{name} {other} high": ratio.high}
-            elif isinstance(value, Spread):
+            elif isinstance(value, Quartiles):
                 row |= {name: value.median, f"{name} low": value.low, f"{name} high": value.high}
             else:
                 row[name] = value
@@ -143,7 +143,7 @@ def flat(run: Run) -> Iterable[dict[str, Any]]:
 
 
 def write_csv(run: Run, path: Path) -> None:
-    """One line for each record, to six digits."""
+    """Write one line for each record, to six digits."""
     rows = list(flat(run))
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with path.open("w", newline="") as file:

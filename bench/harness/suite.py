@@ -1,4 +1,4 @@
-"""The way of the measurements into pytest-benchmark: contenders take turns, and each is a benchmark of its own."""
+"""How measurements get into pytest-benchmark: contenders take turns, and each is a benchmark of its own."""
 
 import math
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from bench.harness.devices import Device, Sample
 from bench.harness.measure import Budget, Failure
-from bench.harness.records import LeftOut, Record, as_info
+from bench.harness.records import LeftOut, Record, to_info
 
 # In this order the groups are measured, but first the cases that decide on what the package promises: a GPU may be
 # there for minutes only. The last needs five alone to compile the reference for 300 tensors: --compile-seconds 400.
@@ -22,8 +22,8 @@ PROMISED = (
 )
 
 
-def turn_of(group: str, case: str) -> tuple[int, int]:
-    """What to sort the cases by, to measure them."""
+def sort_key(group: str, case: str) -> tuple[int, int]:
+    """Return what to sort the cases by, to measure them."""
     return PROMISED.index(case) if case in PROMISED else len(PROMISED), GROUPS.index(group)
 
 
@@ -68,8 +68,8 @@ class Suite:
         self._outcomes: dict[object, Outcome] = {}
 
     def report(self, request: pytest.FixtureRequest, measure: Callable[[str, "Suite"], Outcome]) -> None:
-        """Hands what the test's contender did in the test's case to pytest-benchmark; skips if it took no part, and
-        fails if it should have.
+        """Pass what the test's contender did in the test's case to pytest-benchmark. Skip if it took no part, and
+        fail if it should have.
 
         Args:
             measure: measures a case, given by its id.
@@ -87,14 +87,14 @@ class Suite:
             self._leave_out(LeftOut(request.module.GROUP, case, contender, reason))
         benchmark = request.getfixturevalue("benchmark")
         benchmark.group = f"{request.module.GROUP} {case}"
-        benchmark.extra_info |= as_info(outcome.records[contender])
+        benchmark.extra_info |= to_info(outcome.records[contender])
         self.records.append(outcome.records[contender])
         replay(benchmark, outcome.samples[contender])
         if benchmark.stats:  # none with --benchmark-disable
             self.benchmarks.append(benchmark.stats)
 
     def _leave_out(self, entry: LeftOut) -> NoReturn:
-        """Notes it, and ends the test."""
+        """Record the entry, and end the test."""
         self.left_out.append(entry)
         if isinstance(entry.reason, Failure):
             pytest.fail(entry.reason)
@@ -102,7 +102,7 @@ class Suite:
 
 
 def replay(benchmark: Any, samples: Iterable[Sample]) -> None:
-    """Lets pytest-benchmark's timer see the samples, one a round."""
+    """Show pytest-benchmark's timer the samples, one a round."""
     seconds = [sample.device for sample in samples]
     waiting = iter(seconds)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from bench.harness import byte_model
 from bench.harness.agreement import mtadam
 from bench.harness.devices import Device
-from bench.harness.measure import Contender, LeftOutError, in_a_line
-from bench.workloads.shapes import Case, Grads, elements
+from bench.harness.measure import Contender, LeftOutError, summarize_error
+from bench.workloads.shapes import Case, Grads, count_elements
 from mtadam_fused import reference
 
 # The time that compiling takes grows with tensors and terms: on these alone, and small_300 only where --compile-seconds
@@ -31,7 +31,7 @@ def reference_step(
     exp_avg_sqs: list[list[Tensor]],
     step: Tensor,
 ) -> None:
-    """A whole step by the functions of the reference, for torch.compile; changes all but ``grads``."""
+    """Make a whole step with the functions of the reference, for torch.compile. Change all but ``grads``."""
     step.add_(1)
     norms = reference.term_norms(list(zip(*grads, strict=True)), like=norm_avg)
     advanced, scales = reference.balance(
@@ -62,7 +62,7 @@ class _TooLongError(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises LeftOutError in the body after so many seconds. Main thread only."""
+    """Raise LeftOutError in the body after so many seconds. Main thread only."""
 
     def stop(*_: object) -> None:
         raise _TooLongError
@@ -79,17 +79,19 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def make_compiled(case: Case, device: Device, grads: Grads) -> Contender:
-    """The reference's step through torch.compile, compiled here."""
-    needs, found = ("triton", find_spec("triton")) if device.place.type == "cuda" else ("g++", shutil.which("g++"))
+    """Make the reference's step through torch.compile, and compile it."""
+    needs, found = (
+        ("triton", find_spec("triton")) if device.torch_device.type == "cuda" else ("g++", shutil.which("g++"))
+    )
     if not found:
         raise LeftOutError(f"torch.compile needs {needs}, which is not installed")
     if (case.workload, case.terms) not in COMPILED or case.dtype != torch.float32:
         raise LeftOutError("compiled for a few workloads only: the time it takes grows with tensors and terms")
-    params = case.params(device.place)
-    norm_avg = torch.full((len(params), case.terms), torch.nan, device=device.place)
+    params = case.params(device.torch_device)
+    norm_avg = torch.full((len(params), case.terms), torch.nan, device=device.torch_device)
     exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in params]
     exp_avg_sqs = [[torch.zeros_like(p, requires_grad=False) for _ in grads] for p in params]
-    step = torch.zeros((), device=device.place)
+    step = torch.zeros((), device=device.torch_device)
     detached = [p.detach() for p in params]
     torch.compiler.reset()
     compiled = torch.compile(reference_step, fullgraph=True, dynamic=False)
@@ -103,12 +105,12 @@ def make_compiled(case: Case, device: Device, grads: Grads) -> Contender:
     except LeftOutError:
         raise
     except Exception as error:  # of many kinds
-        raise LeftOutError(f"torch.compile failed: {in_a_line(error)}") from None
+        raise LeftOutError(f"torch.compile failed: {summarize_error(error)}") from None
     with torch.no_grad():  # back to the start, in place
-        for p, fresh in zip(params, case.params(device.place), strict=True):
+        for p, fresh in zip(params, case.params(device.torch_device), strict=True):
             p.copy_(fresh)
         for moment in [step, *exp_avgs, *chain.from_iterable(exp_avg_sqs)]:
             moment.zero_()
         norm_avg.fill_(torch.nan)
-    moved = byte_model.mtadam_step(case.terms, case.element) * elements(params)
+    moved = byte_model.mtadam_step(case.terms, case.element) * count_elements(params)
     return Contender("compiled", run, params, bytes_moved=moved, oracle=mtadam)

@@ -4,20 +4,21 @@ from pathlib import Path
 
 from bench.harness.records import CSV_NAME, JSON_NAME, Run, load, write_csv
 from bench.report.plots import PICTURES
-from bench.report.tables import full, ours, short, why_left_out
+from bench.report.tables import all_tables, list_left_out, our_records, short_tables
 
 RESULTS = Path(__file__).parents[1] / "results"
 LEGEND = """Medians; in brackets, quartiles of the turns. All contenders of a row took turns in one process. GB/s are by
 the byte model (`bench/harness/byte_model.py`): 16K + 16 bytes per float32 parameter for a step of MTAdam with K terms,
-4K + 24 for one of CombinedAdam, and 4K more with a rule that looks at the gradients. A copy moves 8; a processor that
-reads what it overwrites truly moves 12. "K x Adam" is `torch.optim.Adam(fused=True)` on the gradients of each term in
-turn, "one Adam" a single such step, on their sum. "Triton" is the same step on the Triton kernels. TorchJD has
-its Jacobians ready where the step alone is timed, and combines them as it does by default, or "layerwise" with
-`optimize_gramian_computation=True`. `torch.compile` is of the reference."""
+4K + 24 for one of CombinedAdam, and 4K more with a rule that looks at the gradients. "x copy bandwidth" divides them by
+the GB/s of a copy, which moves 8; a processor that reads what it overwrites really moves 12. "K x Adam" is
+`torch.optim.Adam(fused=True)` on the gradients of each term in turn, "one Adam" a single such step, on their sum.
+"Triton" is the same step on the Triton kernels. TorchJD has its Jacobians ready where the step alone is timed, and
+combines them as it does by default, or "layerwise" with `optimize_gramian_computation=True`. `torch.compile` is of the
+reference."""
 
 
-def place(run: Run) -> str:
-    """What a run was measured on, in a line."""
+def describe_machine(run: Run) -> str:
+    """Describe in a line what a run was measured on."""
     facts = run.machine
     versions = [f"{name} {facts[name]}" for name in ("driver", "python", "torch", "triton") if facts[name]]
     machine = [facts["gpu"], facts["cpu_model"], f"{facts['threads']} threads"]
@@ -25,23 +26,23 @@ def place(run: Run) -> str:
 
 
 def pictures_of(run: Run) -> dict:
-    """The pictures that the run has records for."""
-    return PICTURES if ours(run.records, "step") else {}
+    """Return the pictures that the run has records for."""
+    return PICTURES if our_records(run.records, "step") else {}
 
 
 def page(run: Run) -> str:
-    """The README of a machine's folder."""
-    tables = [f"## {title}\n\n{table}" for title, table in full(run.records).items()]
+    """Return the README of a machine's folder."""
+    tables = [f"## {title}\n\n{table}" for title, table in all_tables(run.records).items()]
     pictures = [f"![{title}]({name})" for name, (title, _) in pictures_of(run).items()]
-    left_out = f"## Left out\n\n{why_left_out(run.left_out) or 'Nothing.'}"
-    return "\n\n".join([f"# Records\n\n{place(run)}", LEGEND, *pictures, *tables, left_out]) + "\n"
+    left_out = f"## Left out\n\n{list_left_out(run.left_out) or 'Nothing.'}"
+    return "\n\n".join([f"# Records\n\n{describe_machine(run)}", LEGEND, *pictures, *tables, left_out]) + "\n"
 
 
 def write(folder: Path) -> None:
-    """Makes everything in ``folder`` from its JSON."""
+    """Write table, page, CSV and pictures into ``folder``, from its JSON."""
     run = load(folder / JSON_NAME)
     write_csv(run, folder / CSV_NAME)
     (folder / "README.md").write_text(page(run))
-    (folder / "table.md").write_text(f"{short(run.records)}\n\n{place(run)}\n")
+    (folder / "table.md").write_text(f"{short_tables(run.records)}\n\n{describe_machine(run)}\n")
     for name, (_, draw) in pictures_of(run).items():
         draw(run.records, folder / name)

@@ -8,12 +8,12 @@ _BLOCK = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
 def with_records(text: str) -> str:
-    """``text`` with every block filled from its file."""
+    """Return ``text`` with every block filled from its file."""
     return _BLOCK.sub(lambda match: f"{match[1]}\n{(ROOT / match[2]).read_text().strip()}\n\n{match[3]}", text)
 
 
 def fill() -> None:
-    """Fills README.md."""
+    """Fill README.md."""
     readme = ROOT / "README.md"
     readme.write_text(with_records(readme.read_text()))
 

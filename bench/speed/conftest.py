@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bench.harness.devices import COMPILE_SECONDS, device_of
+from bench.harness.devices import COMPILE_SECONDS, select_device
 from bench.harness.measure import FULL, QUICK
 from bench.harness.records import write
-from bench.harness.suite import Suite, turn_of
+from bench.harness.suite import Suite, sort_key
 from bench.report.tables import summary
 
 _SUITE = pytest.StashKey[Suite]()
@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    device = device_of(config.getoption("--device"), config.getoption("--compile-seconds"))
+    device = select_device(config.getoption("--device"), config.getoption("--compile-seconds"))
     budget = QUICK if config.getoption("--quick") else FULL
     if seconds := config.getoption("--seconds"):
         budget = replace(budget, seconds=seconds)
@@ -46,32 +46,43 @@ def suite(pytestconfig: pytest.Config) -> Suite:
     return pytestconfig.stash[_SUITE]
 
 
+def is_benchmark(item: pytest.Item) -> bool:
+    """Return whether it is one, or a test collected beside them by ``pytest bench``."""
+    return Path(__file__).parent in item.path.parents
+
+
 def group_and_case(item: pytest.Item) -> tuple[str, str]:
     return item.module.GROUP, item.callspec.params["case"]  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Brings the cases into order; with --quick, keeps those that their modules call quick."""
-    items.sort(key=lambda item: turn_of(*group_and_case(item)))
-    if not config.getoption("--quick"):
-        return
-    chosen = [item for item in items if item.callspec.params["case"] in item.module.QUICK_CASES]  # type: ignore[attr-defined]
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = chosen
+    """Sort the benchmarks; with --quick, keep those that their modules call quick."""
+    benchmarks = [item for item in items if is_benchmark(item)]
+    benchmarks.sort(key=lambda item: sort_key(*group_and_case(item)))
+    if config.getoption("--quick"):
+        benchmarks = keep_quick(config, benchmarks)
+    items[:] = [item for item in items if not is_benchmark(item)] + benchmarks
+
+
+def keep_quick(config: pytest.Config, benchmarks: list[pytest.Item]) -> list[pytest.Item]:
+    """Deselect the benchmarks that their modules do not call quick, and return the others."""
+    chosen = [item for item in benchmarks if item.callspec.params["case"] in item.module.QUICK_CASES]  # type: ignore[attr-defined]
+    config.hook.pytest_deselected(items=[item for item in benchmarks if item not in chosen])
+    return chosen
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Saves the records after each case, for those of a run that is cut short are worth having too."""
+    """Save the records after each case: those of a run that is cut short are useful too."""
     folder = item.config.getoption("--record")
     if folder and (nextitem is None or group_and_case(item) != group_and_case(nextitem)):
         save(item.config, folder)
 
 
 def save(config: pytest.Config, folder: Path) -> None:
-    """Writes all that has been measured as pytest-benchmark's JSON, and as CSV."""
+    """Write all that has been measured as pytest-benchmark's JSON, and as CSV."""
     suite = config.stash[_SUITE]
     machine_info, commit_info = origin(config)
     saved = config.hook.pytest_benchmark_generate_json(
@@ -87,7 +98,7 @@ def save(config: pytest.Config, folder: Path) -> None:
 
 @cache
 def origin(config: pytest.Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What pytest-benchmark says of the machine, and of the commit."""
+    """Return pytest-benchmark's description of the machine and of the commit."""
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
@@ -102,7 +113,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
-    """Takes the commit from the environment where the sources came without git."""
+    """Take the commit from the environment where the sources came without git."""
     if commit := os.environ.get("MTADAM_FUSED_COMMIT"):
         commit_info |= {"id": commit, "dirty": False}
 

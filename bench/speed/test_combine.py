@@ -6,7 +6,8 @@ import pytest
 
 from bench.harness.side_by_side import measure_steps
 from bench.harness.suite import CLOCK, Outcome, Suite
-from bench.peers.torchjd import COMBINED, RULES
+from bench.peers.catalog import COMBINE_PEERS
+from bench.peers.rules import RULES
 from bench.workloads.shapes import Case
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
@@ -22,14 +23,16 @@ _CASES += [
 CASES = {str(case): case for case in _CASES}
 
 
-@pytest.mark.parametrize("contender", COMBINED)
+@pytest.mark.parametrize("contender", COMBINE_PEERS)
 @pytest.mark.parametrize("case", CASES)
 def test_combine(case: str, contender: str, suite: Suite, request: pytest.FixtureRequest) -> None:
     suite.report(request, measure_combine)
 
 
 def measure_combine(name: str, suite: Suite) -> Outcome:
-    """See ``measure_steps``."""
+    """Measure a case; see ``measure_steps``."""
     if CASES[name].rule == "MGDA" and find_spec("scipy") is None:
-        return Outcome(left_out=dict.fromkeys(COMBINED, "SciPy, which finds the weights to compare with, is missing"))
-    return measure_steps(CASES[name], suite, GROUP, COMBINED)
+        return Outcome(
+            left_out=dict.fromkeys(COMBINE_PEERS, "SciPy, which finds the weights to compare with, is missing")
+        )
+    return measure_steps(CASES[name], suite, GROUP, COMBINE_PEERS)

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from bench.harness import byte_model
-from bench.harness.measure import Budget, Contender, take_turns, tensors
+from bench.harness.measure import Budget, Contender, iter_tensors, take_turns
 from bench.harness.records import make_records
-from bench.harness.side_by_side import line_up
+from bench.harness.side_by_side import make_checked_contenders
 from bench.harness.suite import CLOCK, Outcome, Suite
-from bench.peers.ours import ONE_LAUNCH, PEERS
-from bench.workloads.shapes import Case, elements
+from bench.peers.catalog import STEP_PEERS
+from bench.peers.ours import ONE_LAUNCH
+from bench.workloads.shapes import Case, count_elements
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 
@@ -21,7 +22,7 @@ QUICK_CASES = ["resnet50-K4"]
 TURNS = Budget(least=3, most=3, seconds=0)
 WITHOUT = ("copy", "adam-k-times", "compiled")
 COMPARED = {
-    name: peer for name, peer in PEERS.items() if name not in WITHOUT and not name.endswith(("-graph", ONE_LAUNCH))
+    name: peer for name, peer in STEP_PEERS.items() if name not in WITHOUT and not name.endswith(("-graph", ONE_LAUNCH))
 }
 
 
@@ -32,12 +33,12 @@ def test_memory(case: str, contender: str, suite: Suite, request: pytest.Fixture
 
 
 def measure_memory(name: str, suite: Suite) -> Outcome:
-    """Looks at the state after a step, and at the memory that a further step takes."""
+    """Measure the state after a step, and the memory that a further step takes."""
     case = CASES[name]
-    grads, contenders, left_out = line_up(case, suite, COMPARED)
+    grads, contenders, left_out = make_checked_contenders(case, suite, COMPARED)
     if not contenders:
         return Outcome(left_out=left_out)
-    count = elements(grads[0])
+    count = count_elements(grads[0])
     sizes: dict[str, dict[str, Any]] = {}
     for contender in contenders:
         contender.prepare()
@@ -62,13 +63,13 @@ def measure_memory(name: str, suite: Suite) -> Outcome:
 
 
 def model_state_bytes(name: str, case: Case) -> int:
-    """What the byte model says of a contender's state."""
+    """Return what the byte model says of a contender's state."""
     if name == "published":
         return byte_model.published_state(case.terms)
     return byte_model.adam_state(case.element) if name == "adam-on-sum" else byte_model.mtadam_state(case.terms)
 
 
 def state_bytes(contender: Contender) -> int:
-    """Bytes of the tensors of the contender's state, each memory counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(contender.state)}
+    """Return the bytes of the tensors in the contender's state, each storage counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in iter_tensors(contender.state)}
     return sum(storages.values())

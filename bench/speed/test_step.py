@@ -5,7 +5,7 @@ import torch
 
 from bench.harness.side_by_side import measure_steps
 from bench.harness.suite import CLOCK, Outcome, Suite
-from bench.peers.ours import PEERS
+from bench.peers.catalog import STEP_PEERS
 from bench.workloads.shapes import WORKLOADS, Case
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
@@ -19,12 +19,12 @@ CASES = {str(case): case for case in _CASES}
 QUICK_CASES = [name for name, case in CASES.items() if case.workload in ("mnist", "srresnet", "resnet50", "tiny_1000")]
 
 
-@pytest.mark.parametrize("contender", PEERS)
+@pytest.mark.parametrize("contender", STEP_PEERS)
 @pytest.mark.parametrize("case", CASES)
 def test_step(case: str, contender: str, suite: Suite, request: pytest.FixtureRequest) -> None:
     suite.report(request, measure_step)
 
 
 def measure_step(name: str, suite: Suite) -> Outcome:
-    """See ``measure_steps``."""
-    return measure_steps(CASES[name], suite, GROUP, PEERS)
+    """Measure a case; see ``measure_steps``."""
+    return measure_steps(CASES[name], suite, GROUP, STEP_PEERS)

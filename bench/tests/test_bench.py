@@ -16,18 +16,18 @@ from typing import Any
 import pytest
 import torch
 
-from bench.harness.devices import CpuDevice, CudaDevice, Sample, captured, device_of
+from bench.harness.devices import CpuDevice, CudaDevice, Sample, capture_graph, select_device
 from bench.harness.measure import QUICK, Failure, Times
 from bench.harness.records import Record, load, make_records
 from bench.harness.suite import Outcome, Suite
 from bench.report.pages import write
-from bench.report.tables import full, short
+from bench.report.tables import all_tables, short_tables
 
 ROOT = Path(__file__).parents[2]
 
 
 def run_benchmarks(out: Path, chosen: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A short run, recorded in ``out``; not a worker of this one. What else the machine does costs threads most."""
+    """Run briefly and record in ``out``, not as a worker of this run. Other load on the machine costs threads most."""
     short = ["--quick", "--device", "cpu", "--seconds", "0.01", "--record", str(out), "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "bench/speed", *short, "-k", chosen, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -37,7 +37,7 @@ def run_benchmarks(out: Path, chosen: str, *options: str, **variables: str) -> s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The records of a short run."""
+    """Return the records of a short run."""
     out = tmp_path_factory.mktemp("records")
     run = run_benchmarks(out, "srresnet-K2 or diabetes or PCGrad")
     assert run.returncode == 0, run.stdout + run.stderr
@@ -98,8 +98,8 @@ def test_a_run_that_is_cut_short_leaves_the_cases_before(tmp_path: Path) -> None
     assert len((tmp_path / "cpu" / "records.csv").read_text().splitlines()) == 1 + len(left.records)
 
 
-def request_of(contender: str) -> Any:
-    """Stands in for pytest's, of a contender's benchmark."""
+def fake_request(contender: str) -> Any:
+    """Stand in for pytest's request, of a contender's benchmark."""
     return SimpleNamespace(
         node=SimpleNamespace(callspec=SimpleNamespace(params={"case": "some", "contender": contender})),
         module=SimpleNamespace(GROUP="step"),
@@ -110,9 +110,9 @@ def test_a_failure_fails_its_contender_and_what_is_left_out_is_skipped() -> None
     suite = Suite(CpuDevice(), QUICK)
     outcome = Outcome(left_out={"bad": Failure("WRONG: by 1"), "slow": "too slow here"})
     with pytest.raises(pytest.fail.Exception, match="WRONG: by 1"):
-        suite.report(request_of("bad"), lambda *_: outcome)
+        suite.report(fake_request("bad"), lambda *_: outcome)
     with pytest.raises(pytest.skip.Exception, match="too slow here"):
-        suite.report(request_of("slow"), lambda *_: outcome)
+        suite.report(fake_request("slow"), lambda *_: outcome)
     assert [entry.reason for entry in suite.left_out] == ["WRONG: by 1", "too slow here"]
 
 
@@ -126,15 +126,15 @@ def test_no_case_begins_when_no_time_is_left() -> None:
     suite = Suite(CpuDevice(), QUICK, within=0)
     for contender in ("one", "other"):
         with pytest.raises(pytest.skip.Exception, match="no time was left"):
-            suite.report(request_of(contender), measure)
+            suite.report(fake_request(contender), measure)
     assert not begun
     with pytest.raises(pytest.skip.Exception, match="known"):
-        Suite(CpuDevice(), QUICK).report(request_of("one"), measure)
+        Suite(CpuDevice(), QUICK).report(fake_request("one"), measure)
     assert begun
 
 
-def made_in(seconds: dict[str, float], terms: int) -> list[Record]:
-    """Records of contenders that took so long, in a step of BERT."""
+def make_timed_records(seconds: dict[str, float], terms: int) -> list[Record]:
+    """Make records of contenders that took so long, in a step of BERT."""
     times = Times({name: [Sample(device=x, host=x / 2)] * 2 for name, x in seconds.items()})
     case = {"group": "step", "workload": "bert_base", "parameters": 1, "tensors": 1, "dtype": "float32"}
     return list(make_records(times, {}, terms=terms, **case).values())
@@ -142,13 +142,13 @@ def made_in(seconds: dict[str, float], terms: int) -> list[Record]:
 
 def test_tables_compare_with_triton_and_do_not_depend_on_the_order_of_measuring() -> None:
     seconds = {"mtadam-cuda": 1.0, "mtadam-triton": 2.0, "mtadam-cuda-graph": 0.5, "mtadam-triton-graph": 2.0}
-    two, four = made_in(seconds, 2), made_in(seconds, 4)
-    table = full([*four, *two])["Step: times as fast as"]
-    assert table == full([*two, *four])["Step: times as fast as"]
+    two, four = make_timed_records(seconds, 2), make_timed_records(seconds, 4)
+    table = all_tables([*four, *two])["Step: times as fast as"]
+    assert table == all_tables([*two, *four])["Step: times as fast as"]
     rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in table.splitlines()]
     assert rows[0] == ["K", "backend", "Triton"]
     assert rows[2:6] == [["2", "cuda", "2"], ["2", "triton", ""], ["2", "cuda-graph", "4"], ["2", "triton-graph", ""]]
-    assert short(two).count("bert_base") == 1  # the fastest that is launched eagerly
+    assert short_tables(two).count("bert_base") == 1  # the fastest that is launched eagerly
 
 
 class Event:
@@ -161,7 +161,7 @@ class Event:
         self.at = time.perf_counter()
 
     def synchronize(self) -> None:
-        """Has happened."""
+        """Return at once: the event has happened."""
 
     def elapsed_time(self, end: "Event") -> float:
         return 1e3 * (end.at - self.at)
@@ -169,7 +169,7 @@ class Event:
 
 def test_cuda_timing_by_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[int] = []
-    monkeypatch.setattr(CudaDevice, "place", torch.device("cpu"))
+    monkeypatch.setattr(CudaDevice, "torch_device", torch.device("cpu"))
     stand_ins = {
         "Event": Event,
         "get_device_properties": lambda _: SimpleNamespace(L2_cache_size=1024),
@@ -215,7 +215,7 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "graph", fails_at_its_end)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    with pytest.raises(RuntimeError, match="capture invalidated"), captured(graph=None):  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="capture invalidated"), capture_graph(graph=None):  # type: ignore[arg-type]
         pass
     assert streams[-1] == "default"
 
@@ -231,4 +231,4 @@ def test_peak_memory_is_seen() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(pytest.UsageError, match="torch sees no CUDA device; use --device cpu"):
-        device_of("cuda", compile_seconds=1)
+        select_device("cuda", compile_seconds=1)

@@ -11,24 +11,22 @@ from torch import Tensor
 
 from bench.demo.data import (
     BATCH,
-    CLASSES,
     batches,
-    class_losses,
     draw_bad_weights,
     load_images,
-    make_network,
     prior_losses,
     split,
 )
 from bench.demo.report import choose
 from bench.demo.strategies import ADAM, STRATEGIES, PositiveRealTimeLoss, Strategy
 from bench.demo.training import Run, Training
+from bench.workloads.digits import CLASSES, class_losses, make_network
 
 ROOT = Path(__file__).parents[2]
 
 
 def run_demo(out: Path, *options: str) -> str:
-    """What the demo prints."""
+    """Return what the demo prints."""
     command = [sys.executable, "-m", "bench.demo", "--quick", "--out", str(out), *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -85,8 +83,8 @@ def test_baseline_is_adam_on_the_sum() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def trained_weights(strategy: Strategy) -> Tensor:
-    """The last layer's, after two steps."""
+def train_last_layer(strategy: Strategy) -> Tensor:
+    """Return the last layer's weights after two steps."""
     training = Training(load_images(), strategy, lr=0.01, seed=0)
     for _, batch in zip(range(2), training.epoch(), strict=False):
         training.step(batch)
@@ -94,8 +92,8 @@ def trained_weights(strategy: Strategy) -> Tensor:
 
 
 def test_strategies_take_different_steps() -> None:
-    weights = [trained_weights(strategy) for strategy in STRATEGIES]
-    assert torch.equal(weights[0], trained_weights(STRATEGIES[0]))
+    weights = [train_last_layer(strategy) for strategy in STRATEGIES]
+    assert torch.equal(weights[0], train_last_layer(STRATEGIES[0]))
     for i, first in enumerate(weights):
         assert first.isfinite().all()
         for second in weights[:i]:

@@ -12,17 +12,21 @@ import pytest
 import torch
 
 from bench.harness import byte_model
-from bench.harness.agreement import Start, agreeing, check_first_run, weighted_adam
+from bench.harness.agreement import Start, check_contenders, check_first_run, weighted_adam
 from bench.harness.devices import CpuDevice, CudaDevice, Device
-from bench.harness.measure import Budget, Contender, Failure, LeftOutError, faster, take_turns
+from bench.harness.measure import Budget, Contender, Failure, LeftOutError, speedup, take_turns
 from bench.harness.records import Record, make_records
-from bench.harness.suite import PROMISED, Suite, turn_of
+from bench.harness.side_by_side import Peer, make_contenders
+from bench.harness.suite import PROMISED, Suite, sort_key
+from bench.harness.training import Losses, measure_training
 from bench.peers import ours as making
+from bench.peers.catalog import COMBINE_PEERS, STEP_PEERS
 from bench.peers.compiled import COMPILED, make_compiled
-from bench.peers.ours import PEERS, Peer, make_contenders, make_graph
-from bench.peers.torchjd import COMBINED, RULES, gram_of, least_norm_weights
-from bench.speed import test_combine, test_step, test_train
-from bench.workloads.shapes import WORKLOADS, Case, Grads, elements
+from bench.peers.ours import make_graph
+from bench.peers.rules import RULES, gram_matrix, mgda_weights
+from bench.peers.training import make_mtadam
+from bench.speed import test_combine, test_step
+from bench.workloads.shapes import WORKLOADS, Case, Grads, count_elements
 from mtadam_fused import MTAdam
 from oracles.tolerances import TooFar
 
@@ -64,11 +68,11 @@ def test_byte_model_is_the_papers() -> None:
 
 
 def contenders() -> tuple[Start, dict[str, Contender]]:
-    """Those of a small case, that make the same step."""
+    """Return contenders of a small case that must make the same step."""
     names = ["mtadam-reference", "mtadam-cpu", "adam-on-sum", "published"]
-    grads, made, left_out = make_contenders(SMALL, CPU, {name: PEERS[name] for name in names})
+    grads, made, left_out = make_contenders(SMALL, CPU, {name: STEP_PEERS[name] for name in names})
     assert not left_out
-    return Start.of(SMALL.params(CPU.place), grads), {contender.name: contender for contender in made}
+    return Start.copy_of(SMALL.params(CPU.torch_device), grads), {contender.name: contender for contender in made}
 
 
 def test_contenders_make_the_step_that_they_should() -> None:
@@ -92,14 +96,14 @@ def test_a_wrong_step_is_refused(name: str) -> None:
         check_first_run(replace(made[name], run=run), start)
 
 
-def wrong(contender: Contender) -> Contender:
-    """One that makes no step."""
+def break_contender(contender: Contender) -> Contender:
+    """Return a contender that makes no step."""
     return replace(contender, run=lambda: None)
 
 
 def test_a_wrong_contender_does_not_cost_the_others_their_case() -> None:
     start, made = contenders()
-    right, why = agreeing([wrong(made["published"]), made["mtadam-cpu"], made["adam-on-sum"]], start)
+    right, why = check_contenders([break_contender(made["published"]), made["mtadam-cpu"], made["adam-on-sum"]], start)
     assert [contender.name for contender in right] == ["mtadam-cpu", "adam-on-sum"]
     assert why["published"].startswith("WRONG: published does not make the step")
     assert isinstance(why["published"], Failure)
@@ -111,11 +115,13 @@ def test_nothing_is_timed_where_ours_is_wrong() -> None:
     def refuse() -> None:
         raise ValueError("no kernel\nfor this")
 
-    right, why = agreeing([wrong(made["mtadam-cpu"]), replace(made["mtadam-reference"], run=refuse)], start)
+    right, why = check_contenders(
+        [break_contender(made["mtadam-cpu"]), replace(made["mtadam-reference"], run=refuse)], start
+    )
     assert not right
     assert why["mtadam-reference"] == "FAILED: ValueError: no kernel"
     start, made = contenders()
-    right, why = agreeing([wrong(made["mtadam-cpu"]), made["published"]], start)
+    right, why = check_contenders([break_contender(made["mtadam-cpu"]), made["published"]], start)
     assert not right
     assert [isinstance(why[name], Failure) for name in ("mtadam-cpu", "published")] == [True, False]
 
@@ -124,7 +130,7 @@ def test_a_contender_that_cannot_be_made_fails_alone() -> None:
     def refuse(*_: object) -> Contender:
         raise ValueError("no kernel")
 
-    _, made, left_out = make_contenders(SMALL, CPU, {"bad": Peer(refuse, lambda _: 0), "copy": PEERS["copy"]})
+    _, made, left_out = make_contenders(SMALL, CPU, {"bad": Peer(refuse, lambda _: 0), "copy": STEP_PEERS["copy"]})
     assert [contender.name for contender in made] == ["copy"]
     assert left_out == {"bad": "FAILED: ValueError: no kernel"}
     assert isinstance(left_out["bad"], Failure)
@@ -137,7 +143,7 @@ def test_what_torch_compile_fails_on_is_left_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
     case = Case("mnist", 2)
     with pytest.raises(LeftOutError, match=r"^torch\.compile failed: ValueError: cannot lower$"):
-        make_compiled(case, CPU, case.grads(CPU.place))
+        make_compiled(case, CPU, case.grads(CPU.torch_device))
 
 
 def test_a_graph_keeps_its_optimizer_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +156,8 @@ def test_a_graph_keeps_its_optimizer_alive(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(making, "MTAdam", made)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    monkeypatch.setattr(making, "captured", contextlib.nullcontext)
-    contender = make_graph("cpu", SMALL, CPU, SMALL.grads(CPU.place))
+    monkeypatch.setattr(making, "capture_graph", contextlib.nullcontext)
+    contender = make_graph("cpu", SMALL, CPU, SMALL.grads(CPU.torch_device))
     gc.collect()
     assert optimizers[0]() is not None
     assert contender.name == "mtadam-cpu-graph"
@@ -164,16 +170,16 @@ def test_a_graph_keeps_its_optimizer_alive(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("terms", [2, 4])
 def test_contenders_with_a_rule_make_the_step_that_they_should(rule: str, terms: int) -> None:
     case = Case("small_300", terms, rule=rule)
-    grads, made, _ = make_contenders(case, CPU, COMBINED)
-    start = Start.of(case.params(CPU.place), grads)
+    grads, made, _ = make_contenders(case, CPU, COMBINE_PEERS)
+    start = Start.copy_of(case.params(CPU.torch_device), grads)
     assert {"combined-cpu", "combined-reference", "adam-on-sum"} <= {contender.name for contender in made}
     for contender in made:
         check_first_run(contender, start)
-    gram = gram_of(grads)
+    gram = gram_matrix(grads)
     assert (gram < 0).sum() == terms * (terms - 1)  # all pairs conflict
     weights = RULES[rule].weights(gram)
     for faulty in (1.01 * weights, [1.01 * weights[0], *weights[1:]]):
-        _, (again, *_), _ = make_contenders(case, CPU, {"combined-cpu": COMBINED["combined-cpu"]})
+        _, (again, *_), _ = make_contenders(case, CPU, {"combined-cpu": COMBINE_PEERS["combined-cpu"]})
         with pytest.raises(TooFar, match="combined-cpu"):
             check_first_run(replace(again, oracle=weighted_adam(list(faulty))), start)
 
@@ -182,19 +188,19 @@ def test_weights_of_least_norm() -> None:
     rng = np.random.default_rng(0)
     for terms in (2, 3, 4, 10):
         gram = np.cov(rng.standard_normal((terms, 20)), bias=True)
-        products = gram @ least_norm_weights(gram)
-        weights = least_norm_weights(gram)
+        products = gram @ mgda_weights(gram)
+        weights = mgda_weights(gram)
         assert weights.sum() == pytest.approx(1)
         assert weights.min() >= 0
         assert products.min() == pytest.approx(weights @ products)  # no vertex is nearer: Frank and Wolfe's condition
 
 
 def test_what_is_left_out_is_named() -> None:
-    _, made, left_out = make_contenders(Case("decoder_1b", 10), CPU)
+    _, made, left_out = make_contenders(Case("decoder_1b", 10), CPU, STEP_PEERS)
     assert not made
-    assert left_out.keys() == PEERS.keys()
-    _, made, left_out = make_contenders(SMALL, CPU)
-    assert left_out.keys() == PEERS.keys() - {contender.name for contender in made}
+    assert left_out.keys() == STEP_PEERS.keys()
+    _, made, left_out = make_contenders(SMALL, CPU, STEP_PEERS)
+    assert left_out.keys() == STEP_PEERS.keys() - {contender.name for contender in made}
     assert all(left_out.values())
 
 
@@ -207,8 +213,8 @@ class LikeAGpu(CpuDevice):
         return 139 * 2**30
 
 
-def taking_part(case: Case, peers: dict[str, Peer], compile_seconds: int = 50) -> set[str]:
-    """The contenders that the limits of a GPU let in, and as much time as gpu_check.sh has for torch.compile."""
+def find_participants(case: Case, peers: dict[str, Peer], compile_seconds: int = 50) -> set[str]:
+    """Return the contenders that a GPU's limits let in, given as much time for torch.compile as in gpu_check.sh."""
 
     def make(name: str) -> Peer:
         return replace(peers[name], make=lambda *_: Contender(name, lambda: None))
@@ -238,22 +244,22 @@ def test_a_gpu_measures_first_what_is_promised(monkeypatch: pytest.MonkeyPatch) 
     no_grads: Grads = []
     monkeypatch.setattr(Case, "grads", lambda *_: no_grads)
     cases = test_step.CASES | test_combine.CASES
-    in_turn = sorted(cases, key=lambda name: turn_of("combine" if cases[name].rule else "step", name))
+    in_turn = sorted(cases, key=lambda name: sort_key("combine" if cases[name].rule else "step", name))
     assert set(in_turn[: len(PROMISED)]) == set(PROMISED) == NEEDED.keys()
     for name, needed in NEEDED.items():
-        assert taking_part(cases[name], COMBINED if cases[name].rule else PEERS) >= needed, name
+        assert find_participants(cases[name], COMBINE_PEERS if cases[name].rule else STEP_PEERS) >= needed, name
         assert "compiled" not in needed or (cases[name].workload, cases[name].terms) in COMPILED
-    assert "compiled" in taking_part(cases["small_300-K2"], PEERS, compile_seconds=300)
+    assert "compiled" in find_participants(cases["small_300-K2"], STEP_PEERS, compile_seconds=300)
     loops = {"published", "mtadam-reference", "compiled"}
     for name in ("small_300-K4", "tiny_1000-K2"):  # for these there is no time
-        assert not loops & taking_part(cases[name], PEERS)
+        assert not loops & find_participants(cases[name], STEP_PEERS)
 
 
 def test_first_steps_are_compared_in_full_precision_and_timed_as_is(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed: list[bool] = []
 
-    def make(params: list, losses: test_train.Losses, device: Device) -> Contender:
-        made = test_train.make_mtadam(params, losses, device)
+    def make(params: list, losses: Losses, device: Device) -> Contender:
+        made = make_mtadam(params, losses, device)
 
         def run() -> None:
             allowed.append(torch.backends.cudnn.allow_tf32)
@@ -263,7 +269,7 @@ def test_first_steps_are_compared_in_full_precision_and_timed_as_is(monkeypatch:
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     budget = Budget(least=2, most=2, seconds=0)
-    outcome = test_train.measure_makers("diabetes_quantiles", Suite(CPU, budget), {"mtadam": make}, {}, group="train")
+    outcome = measure_training("diabetes_quantiles", Suite(CPU, budget), {"mtadam": make}, {}, group="train")
     assert not outcome.left_out
     assert allowed == [False, True, True, True]
 
@@ -272,15 +278,15 @@ def test_records_go_to_json_and_back() -> None:
     _, made = contenders()
     times = take_turns(CPU, list(made.values()), Budget(least=3, most=3, seconds=0))
     assert all(len(samples) == 3 for samples in times.samples.values())
-    count = elements(made["published"].params)
+    count = count_elements(made["published"].params)
     moved = {name: contender.bytes_moved for name, contender in made.items()}
     case = {"group": "step", "workload": "small_300", "parameters": count, "tensors": 300, "terms": 3}
     record = make_records(times, moved, **case, dtype="float32")["mtadam-cpu"]
     assert record.faster_than.keys() == {"mtadam-reference", "adam-on-sum", "published"}
     assert record.gb_per_second == pytest.approx((16 * 3 + 16) * count / record.seconds.median / 1e9)
-    assert Record.of(asdict(record)) == record
+    assert Record.from_info(asdict(record)) == record
 
 
 def test_ratios_are_taken_turn_by_turn() -> None:
-    assert faster([1.0, 2.0, 4.0], than=[3.0, 6.0, 12.0]).median == 3.0
-    assert faster([1.0, 2.0, 4.0], than=[1.0, 6.0, 8.0]).low == 1.5
+    assert speedup([1.0, 2.0, 4.0], than=[3.0, 6.0, 12.0]).median == 3.0
+    assert speedup([1.0, 2.0, 4.0], than=[1.0, 6.0, 8.0]).low == 1.5

@@ -19,17 +19,17 @@ Grads = list[list[Tensor]]  # [K][parameters]
 
 
 def mlp(*widths: int) -> nn.Module:
-    """Linear layers of these widths."""
+    """Make linear layers of these widths."""
     return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """A convolution without bias and its batch normalisation."""
+    """Make a convolution without bias and its batch normalization."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs))
 
 
 def srresnet() -> nn.Module:
-    """SRGAN's generator for four times the resolution (arXiv 1609.04802, figure 4): 16 residual blocks."""
+    """Make SRGAN's generator for four times the resolution (arXiv 1609.04802, figure 4): 16 residual blocks."""
 
     def block() -> list[nn.Module]:
         return [
@@ -47,7 +47,7 @@ def srresnet() -> nn.Module:
 
 
 def cyclegan() -> nn.Module:
-    """CycleGAN's generator of nine residual blocks (arXiv 1703.10593); instance norms without parameters."""
+    """Make CycleGAN's generator of nine residual blocks (arXiv 1703.10593). Its instance norms have no parameters."""
     blocks = [nn.Conv2d(256, 256, 3) for _ in range(2 * 9)]
     return nn.Sequential(
         nn.Conv2d(3, 64, 7),
@@ -61,7 +61,7 @@ def cyclegan() -> nn.Module:
 
 
 def pix2pix() -> nn.Module:
-    """pix2pix's U-Net for 256 x 256 images (arXiv 1611.07004), with batch normalisation as its authors released it."""
+    """Make pix2pix's U-Net for 256 x 256 images (arXiv 1611.07004), with the batch normalization of its release."""
     down = [64, 128, 256, 512, 512, 512, 512, 512]
     contracting = [conv(a, b, 4) for a, b in pairwise(down[:-1])]
     expanding = []
@@ -73,7 +73,7 @@ def pix2pix() -> nn.Module:
 
 
 def resnet50() -> nn.Module:
-    """ResNet-50 (arXiv 1512.03385) for 1000 classes."""
+    """Make ResNet-50 (arXiv 1512.03385) for 1000 classes."""
     layers: list[nn.Module] = [conv(3, 64, 7)]
     inputs = 64
     for width, blocks in [(64, 3), (128, 4), (256, 6), (512, 3)]:
@@ -86,19 +86,19 @@ def resnet50() -> nn.Module:
 
 
 def parameter(*shape: int) -> nn.Module:
-    """A parameter of its own."""
+    """Make a module of one parameter."""
     return nn.ParameterList([nn.Parameter(torch.empty(shape))])
 
 
 def vit_b16() -> nn.Module:
-    """ViT-B/16 (arXiv 2010.11929) for 224 x 224 images and 1000 classes: 14 x 14 patches and a class token."""
+    """Make ViT-B/16 (arXiv 2010.11929) for 224 x 224 images and 1000 classes: 14 x 14 patches and a class token."""
     layers = [nn.TransformerEncoderLayer(768, 12, 3072) for _ in range(12)]
     embeddings = [parameter(768), parameter(14 * 14 + 1, 768), nn.Conv2d(3, 768, 16)]
     return nn.Sequential(*embeddings, *layers, nn.LayerNorm(768), nn.Linear(768, 1000))
 
 
 def bert_base() -> nn.Module:
-    """BERT-base, uncased (arXiv 1810.04805), with its pooler and without the heads of pre-training."""
+    """Make BERT-base, uncased (arXiv 1810.04805), with its pooler and without the heads of pre-training."""
 
     def layer() -> list[nn.Module]:
         attention = [nn.Linear(768, 768) for _ in range(4)]
@@ -110,7 +110,7 @@ def bert_base() -> nn.Module:
 
 
 def gpt2_small() -> nn.Module:
-    """GPT-2 small (Radford et al., 2019); the output layer shares the token embedding."""
+    """Make GPT-2 small (Radford et al., 2019). The output layer shares the token embedding."""
 
     def layer() -> list[nn.Module]:
         attention = [nn.LayerNorm(768), nn.Linear(768, 3 * 768), nn.Linear(768, 768)]
@@ -121,7 +121,7 @@ def gpt2_small() -> nn.Module:
 
 
 def decoder_1b() -> nn.Module:
-    """TinyLlama (arXiv 2401.02385): 22 layers of width 2048, 4 heads of keys and values, gated MLPs, no biases."""
+    """Make TinyLlama (arXiv 2401.02385): 22 layers of width 2048, 4 heads of keys and values, gated MLPs, no biases."""
 
     def linear(inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs, bias=False)
@@ -135,8 +135,8 @@ def decoder_1b() -> nn.Module:
     return nn.Sequential(nn.Embedding(32000, 2048), *layers, nn.RMSNorm(2048), linear(2048, 32000))
 
 
-def equal(count: int, *shape: int) -> nn.Module:
-    """So many parameters of one shape."""
+def equal_tensors(count: int, *shape: int) -> nn.Module:
+    """Make so many parameters of one shape."""
     return nn.Sequential(*(parameter(*shape) for _ in range(count)))
 
 
@@ -151,17 +151,17 @@ WORKLOADS: dict[str, Callable[[], nn.Module]] = {
     "bert_base": bert_base,
     "gpt2_small": gpt2_small,
     "decoder_1b": decoder_1b,
-    "tiny_1000": lambda: equal(1000, 64),
-    "small_300": lambda: equal(300, 1024),
-    "equal_20m": lambda: equal(20, 1000, 1000),
-    "equal_100m": lambda: equal(25, 2000, 2000),
+    "tiny_1000": lambda: equal_tensors(1000, 64),
+    "small_300": lambda: equal_tensors(300, 1024),
+    "equal_20m": lambda: equal_tensors(20, 1000, 1000),
+    "equal_100m": lambda: equal_tensors(25, 2000, 2000),
 }
 GPU_ONLY = {"decoder_1b"}
 
 
 @cache
-def shapes_of(workload: str) -> Shapes:
-    """The shapes of its parameters."""
+def param_shapes(workload: str) -> Shapes:
+    """Return the shapes of the workload's parameters."""
     with torch.device("meta"):
         return tuple(tuple(p.shape) for p in WORKLOADS[workload]().parameters())
 
@@ -176,34 +176,36 @@ class Case:
     rule: str = ""
 
     def __str__(self) -> str:
-        """The id of its benchmarks."""
+        """Return the id of its benchmarks."""
         bf16 = "-bf16" if self.dtype == torch.bfloat16 else ""
         return f"{self.workload}-K{self.terms}{bf16}" + (f"-{self.rule}" if self.rule else "")
 
     @property
     def shapes(self) -> Shapes:
-        """Of the parameters."""
-        return shapes_of(self.workload)
+        """Return the shapes of the parameters."""
+        return param_shapes(self.workload)
 
     @property
     def element(self) -> int:
-        """Bytes of an element of parameters and gradients."""
+        """Return the bytes of an element of parameters and gradients."""
         return self.dtype.itemsize
 
     def params(self, device: torch.device) -> list[nn.Parameter]:
-        """Fresh parameters, the same each time."""
+        """Make fresh parameters, the same each time."""
         generator = torch.Generator(device).manual_seed(0)
-        return [nn.Parameter(normal(shape, 0.02, self.dtype, generator)) for shape in self.shapes]
+        return [nn.Parameter(random_normal(shape, 0.02, self.dtype, generator)) for shape in self.shapes]
 
     def grads(self, device: torch.device) -> Grads:
-        """``[K][parameters]`` gradients: of norm 0.1 in each layer, 10 to the k % 4 times as large for term k.
+        """Make ``[K][parameters]`` gradients: of norm 0.1 in each layer, 10 to the k % 4 times as large for term k.
 
         Those for a rule conflict: all pairs are at an obtuse angle, and term k is 2 to the k times as large. They are
         below Adam's eps, for with larger ones Adam's first step shows no more of them than their signs.
         """
         generator = torch.Generator(device).manual_seed(1)
         if self.rule:
-            grads = [[normal(shape, 1e-9, self.dtype, generator) for shape in self.shapes] for _ in range(self.terms)]
+            grads = [
+                [random_normal(shape, 1e-9, self.dtype, generator) for shape in self.shapes] for _ in range(self.terms)
+            ]
             for of_param in zip(*grads, strict=True):
                 half_mean = sum(of_param) / (2 * self.terms)
                 for k, grad in enumerate(of_param):
@@ -211,16 +213,16 @@ class Case:
             return grads
         norms = [0.1 * 10 ** (k % 4) for k in range(self.terms)]
         return [
-            [normal(shape, norm / math.sqrt(math.prod(shape)), self.dtype, generator) for shape in self.shapes]
+            [random_normal(shape, norm / math.sqrt(math.prod(shape)), self.dtype, generator) for shape in self.shapes]
             for norm in norms
         ]
 
 
-def normal(shape: tuple[int, ...], deviation: float, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Normal random values."""
+def random_normal(shape: tuple[int, ...], deviation: float, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return normal random values."""
     return torch.empty(shape, dtype=dtype, device=generator.device).normal_(0, deviation, generator=generator)
 
 
-def elements(tensors: Sequence[Tensor]) -> int:
-    """Of all of them."""
+def count_elements(tensors: Sequence[Tensor]) -> int:
+    """Return the number of elements in all tensors."""
     return sum(t.numel() for t in tensors)

@@ -9,7 +9,7 @@ from sklearn.datasets import load_diabetes, load_digits, load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.demo.training import class_losses, make_network
+from bench.workloads.digits import class_losses, make_network
 
 BATCH = 64
 
@@ -23,13 +23,13 @@ class Task:
     losses: Callable[[nn.Module, tuple[Tensor, ...]], dict[str, Tensor]]
 
     def stream(self) -> Callable[[], dict[str, Tensor]]:
-        """The losses of the next batch, each time it is called; the batches come again and again."""
+        """Return a function that returns the losses of the next batch. The batches repeat."""
         batches = cycle(self.batches)
         return lambda: self.losses(self.network, next(batches))
 
 
 def digits(device: torch.device) -> list[tuple[Tensor, ...]]:
-    """UCI digits in batches: images [N, 1, 8, 8] in [0, 1], and labels."""
+    """Load UCI digits in batches: images [N, 1, 8, 8] in [0, 1], and labels."""
     data = load_digits()
     images = torch.tensor(data.images / 16, dtype=torch.float32, device=device)[:, None]
     labels = torch.tensor(data.target, device=device)
@@ -38,7 +38,7 @@ def digits(device: torch.device) -> list[tuple[Tensor, ...]]:
 
 
 def digit_classes(device: torch.device) -> Task:
-    """The demo's CNN with a loss per class: K = 10."""
+    """Make the demo's CNN with a loss per class: K = 10."""
 
     def losses(network: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels = batch
@@ -48,7 +48,7 @@ def digit_classes(device: torch.device) -> Task:
 
 
 def diabetes_quantiles(device: torch.device) -> Task:
-    """The progression of diabetes, its 10 % and 90 % quantiles by an MLP on ten measurements of each patient: K = 2."""
+    """Predict the 10 % and 90 % quantiles of diabetes progression from ten measurements, by an MLP: K = 2."""
     torch.manual_seed(0)
     data = load_diabetes(scaled=True)
     features = torch.tensor(data.data, dtype=torch.float32, device=device)
@@ -68,7 +68,7 @@ def diabetes_quantiles(device: torch.device) -> Task:
 
 
 class Residual(nn.Module):
-    """A residual block without normalisation."""
+    """A residual block without normalization."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class Residual(nn.Module):
 
 
 def edges(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of neighbours down and across."""
+    """Return differences of neighbors down and across."""
     return image.diff(dim=-2), image.diff(dim=-1)
 
 
 def super_resolution(device: torch.device) -> Task:
-    """Photographs at twice the resolution: absolute and squared error, error of the edges, total variation: K = 4."""
+    """Double the resolution of photographs: absolute, squared and edge error, total variation: K = 4."""
     torch.manual_seed(0)
     photographs = torch.stack([torch.tensor(image) for image in load_sample_images().images]).float() / 255
     patches = photographs.permute(0, 3, 1, 2).unfold(2, 32, 32).unfold(3, 32, 32)  # [2, 3, rows, columns, 32, 32]
