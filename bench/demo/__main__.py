@@ -123,7 +123,7 @@ def compare_strategies(settings: Settings, out: Path) -> tuple[str, Results]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What ``--strategy`` chooses."""
+    """An experiment that ``--strategy`` chooses."""
 
     settings: Settings
     run: Callable[[Settings, Path], tuple[str, Results]]

@@ -1,4 +1,4 @@
-"""What the demo trains on: images, their split, and bad weights of the loss terms."""
+"""The data of the demo: images, their split, and bad weights of the loss terms."""
 
 import importlib
 from collections.abc import Iterator

@@ -15,7 +15,7 @@ from mtadam_fused.weighting import InitialLoss, KendallUncertainty, PriorLoss, R
 
 @dataclass(frozen=True)
 class Task:
-    """What a strategy may use to make an optimizer."""
+    """The data that a strategy may use to make an optimizer."""
 
     network: nn.Sequential
     lr: float

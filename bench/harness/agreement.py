@@ -58,7 +58,7 @@ def choose_rows(params: Sequence[Tensor]) -> list[int]:
 
 @dataclass(frozen=True)
 class Start:
-    """What all contenders of a case start from, as far as it is looked at."""
+    """The checked part of what all contenders of a case start from."""
 
     rows: list[int]
     params: list[Tensor]

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: how a run is timed there, how much memory it takes, and what the machine is called."""
+"""The devices of the benchmarks: their clocks, their memory, and their names."""
 
 import ctypes
 import os

@@ -15,11 +15,11 @@ Oracle = Callable[[list[nn.Parameter], list[list[Tensor]]], object]
 
 
 class LeftOutError(Exception):
-    """Why a contender does not take part in a case."""
+    """The reason why a contender does not take part in a case."""
 
 
 class Failure(str):
-    """Why a contender that should take part in a case does not: it is left out, and the run fails."""
+    """The reason why a contender that should take part in a case fails: it is left out, and the run fails."""
 
 
 def summarize_error(error: Exception) -> str:
@@ -48,7 +48,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long contenders take turns."""
+    """The time for which contenders take turns."""
 
     least: int  # turns
     most: int

@@ -18,7 +18,7 @@ JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
 
 @dataclass(frozen=True)
 class Record:
-    """What one contender did in one case."""
+    """The measurement of one contender in one case."""
 
     group: str  # step, combine, train, train-combine or memory
     workload: str

@@ -1,4 +1,4 @@
-"""How measurements get into pytest-benchmark: contenders take turns, and each is a benchmark of its own."""
+"""Measurements as pytest-benchmark keeps them: contenders take turns, and each is a benchmark of its own."""
 
 import math
 import time
@@ -29,7 +29,7 @@ def sort_key(group: str, case: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the contenders of one case did."""
+    """The measurements of the contenders of one case."""
 
     records: dict[str, Record] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
