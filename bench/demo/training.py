@@ -31,7 +31,7 @@ class Job:
 
 @dataclass
 class Run:
-    """The results of one training run: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
+    """The results of a training run: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
 
     validation: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)

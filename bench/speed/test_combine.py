@@ -1,4 +1,4 @@
-"""The step after the backward passes when a rule weights the gradients: CombinedAdam beside TorchJD and torch.optim.Adam."""
+"""The step of rules, gradients ready: CombinedAdam beside TorchJD and torch.optim.Adam."""
 
 from importlib.util import find_spec
 
