@@ -1,5 +1,6 @@
-"""Choosing a backend; each backend's stages apart."""
+"""The choice of a backend; each backend's stages one by one."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,16 @@ import torch
 from torch import nn
 
 from mtadam_fused import MTAdam
-from mtadam_fused.backends import native, select_backend, statuses
+from mtadam_fused.backends import (
+    Backend,
+    CudaBackend,
+    ReferenceBackend,
+    TritonBackend,
+    native,
+    select_backend,
+    statuses,
+)
+from mtadam_fused.tables import StepArgs
 from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_stages
 
@@ -44,6 +54,48 @@ def test_auto_takes_the_kernels() -> None:
 def test_an_explicit_request_that_cannot_be_met_raises() -> None:
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot be used: it has no kernels for parameters on meta"):
         MTAdam([nn.Parameter(torch.ones(2, device="meta"))], backend="cpu")
+
+
+class CountingBackend(ReferenceBackend):
+    """A backend of a user's own."""
+
+    name = "counting"
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.steps, self._device = 0, device
+
+    def supports(self, device: torch.device) -> bool:
+        return device.type == self._device
+
+    def mtadam_step(self, args: StepArgs) -> None:
+        self.steps += 1
+        super().mtadam_step(args)
+
+
+def test_a_backend_object_makes_the_steps() -> None:
+    backend = CountingBackend()
+    training = start_training("MTAdam", "cpu", backend)
+    training.step()
+    assert backend.steps == 2
+    assert repr(training.optimizer).endswith("(cpu: counting)")
+    expected = start_training("MTAdam", "cpu", "reference")
+    expected.step()
+    assert all(torch.equal(p, q) for p, q in zip(training.params, expected.params, strict=True))
+
+
+def test_a_backend_object_for_other_devices_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="backend 'counting' has no kernels for parameters on cpu"):
+        MTAdam([nn.Parameter(torch.ones(2))], backend=CountingBackend("cuda"))
+
+
+def test_what_is_no_backend_is_refused() -> None:
+    with pytest.raises(TypeError, match="backend is 3; it must be a name"):
+        MTAdam([nn.Parameter(torch.ones(2))], backend=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", [CudaBackend(), TritonBackend()])
+def test_copies_of_an_optimizer_share_its_backend_object(backend: Backend) -> None:
+    assert copy.deepcopy(backend) is backend
 
 
 def test_without_the_native_module_auto_says_that_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:

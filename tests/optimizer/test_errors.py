@@ -59,6 +59,30 @@ def test_hyperparameters(options: dict, message: str) -> None:
         MTAdam([nn.Parameter(torch.ones(2))], **options)
 
 
+@pytest.mark.parametrize("name", ["lr", "term_weights", "betas", "eps"])
+def test_hyperparameters_that_change_between_steps(name: str, backend: str) -> None:
+    """Values in a group are validated again when they change, in place too."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = MTAdam([p], lr=torch.tensor(0.1), term_weights={"a": 1.0}, backend=backend)
+    (group,) = optimizer.param_groups
+    for _ in range(2):
+        optimizer.backward({"a": p.sum()})
+        optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.backward({"a": p.sum()})
+    if name == "lr":
+        group["lr"].fill_(-1.0)
+    elif name == "term_weights":
+        group["term_weights"]["a"] = math.nan
+    else:
+        group[name] = (2.0, 0.9, 0.9) if name == "betas" else -1.0
+    with pytest.raises(ValueError, match=f"{name}.* is .*must be"):
+        optimizer.step()
+    group.update(lr=torch.tensor(0.1), term_weights={"a": 1.0}, betas=(0.9, 0.999, 0.9), eps=1e-8)
+    optimizer.zero_grad()
+    assert_unchanged(optimizer, before)
+
+
 @pytest.mark.parametrize("bad", [{"lr": -1.0}, {"betas": (2.0, 0.9, 0.9)}, {"term_weights": [1.0]}])
 def test_bad_group(trained, bad: dict) -> None:
     optimizer, _ = trained
