@@ -1,4 +1,4 @@
-"""What a strategy costs: backward passes, memory and time."""
+"""Measure the cost of a strategy: backward passes, memory and time."""
 
 import itertools
 import statistics
@@ -20,7 +20,7 @@ STEPS = 5  # in a turn
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step on all ten terms."""
+    """The cost of one step on all ten terms."""
 
     passes: int  # backward
     state_bytes: int  # per parameter

@@ -21,7 +21,7 @@ from mtadam_fused import MTAdam
 
 @dataclass(frozen=True)
 class Job:
-    """What to train; plain values, to be handed to another process."""
+    """One training run, in plain values that can be sent to another process."""
 
     strategy: str
     lr: float
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass
 class Run:
-    """What one training run gave: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
+    """Results of one training run: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
 
     validation: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
