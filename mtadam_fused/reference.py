@@ -66,7 +66,7 @@ def term_scale(norm_avg: Tensor, anchor: Tensor, weight: Tensor) -> Tensor:
 
 
 class StepFactors(NamedTuple):
-    """What a step multiplies by."""
+    """The factors of a step."""
 
     step_size: Tensor  # lr / (1 - beta1**t)
     correction2: Tensor  # sqrt(1 - beta2**t)

@@ -38,7 +38,7 @@ class PublishedMTAdam:
 
     @torch.no_grad()
     def step(self, grads: Sequence[Sequence[Tensor]]) -> None:
-        """One step; ``grads[k]`` are term k's gradients, in the order of the groups' parameters."""
+        """Make one step; ``grads[k]`` are term k's gradients, in the order of the groups' parameters."""
         for k in range(self.terms):
             remaining = iter(grads[k])
             for group in self.param_groups:

@@ -7,8 +7,11 @@ from tests.support.cases import CPU_BACKENDS  # before mtadam_fused: turns on Tr
 # isort: split
 from mtadam_fused.backends import statuses
 
+# Triton's interpreter takes as long as all other backends together; test_triton.py is not marked.
+INTERPRETED = pytest.param("triton", marks=pytest.mark.slow)
 
-@pytest.fixture(params=CPU_BACKENDS)
+
+@pytest.fixture(params=[INTERPRETED if name == "triton" else name for name in CPU_BACKENDS])
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -1,4 +1,4 @@
-"""What the kernels share: compilation, chunks of rows, and elements at addresses.
+"""Shared by the kernels: compilation, chunks of rows, and elements at addresses.
 
 A *row* is one parameter (see csrc/launch.h for the tables), cut into chunks of some whole blocks. A program works on
 one chunk, block by block; the blocks of a row are numbered from 0.

@@ -1,4 +1,4 @@
-"""What the kernels share: sums over the chunks of a row, its scalars, and the end of an update."""
+"""Shared by the kernels: sums over the chunks of a row, its scalars, and the end of an update."""
 
 import triton
 import triton.language as tl

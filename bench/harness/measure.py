@@ -48,7 +48,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long contenders take turns."""
+    """The time for which contenders take turns."""
 
     least: int  # turns
     most: int

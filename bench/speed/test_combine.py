@@ -1,4 +1,4 @@
-"""What comes after the gradients when a rule weights them: CombinedAdam beside TorchJD and torch.optim.Adam."""
+"""The step of rules, gradients ready: CombinedAdam beside TorchJD and torch.optim.Adam."""
 
 from importlib.util import find_spec
 

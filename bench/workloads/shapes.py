@@ -1,4 +1,4 @@
-"""What the benchmarks step: the parameters of well-known networks, with gradients ready.
+"""The models of the benchmarks: the parameters of well-known networks, with gradients ready.
 
 The networks are built from torch.nn on the meta device, layer by layer as published; only the shapes of their
 parameters count here, so they have no ``forward``. bench/tests/test_workloads.py compares their sizes with the

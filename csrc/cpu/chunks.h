@@ -56,8 +56,8 @@ class Chunks {
  private:
   // The calling thread keeps it from step to step, so that a step allocates nothing.
   static std::vector<int64_t>& scratch() {
-    static thread_local std::vector<int64_t> kept;
-    return kept;
+    static thread_local std::vector<int64_t> starts;
+    return starts;
   }
 
   const Row* row_;

@@ -25,7 +25,7 @@ struct Choice {
   const Blocks<float>& float32;
 };
 
-Choice choose() {
+Choice select() {
 #if defined(MTADAM_X86)
   const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
   const bool no_avx2 = cap && !std::strcmp(cap, "default");
@@ -40,7 +40,7 @@ Choice choose() {
 }
 
 const Choice& choice() {
-  static const Choice chosen = choose();
+  static const Choice chosen = select();
   return chosen;
 }
 

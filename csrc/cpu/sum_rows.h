@@ -12,9 +12,9 @@ namespace mtadam::cpu {
 template <class C, class OfChunk, class OfRow>
 void sum_rows(const StepArgs<C>& args, Rows rows, int64_t values, const OfChunk& of_chunk, const OfRow& of_row) {
   const Chunks chunks(args, rows);
-  static thread_local std::vector<double> kept;  // [chunks + 1, values], of the calling thread
-  kept.assign((chunks.size() + 1) * values, 0.0);
-  double* const sums = kept.data();
+  static thread_local std::vector<double> scratch;  // [chunks + 1, values], of the calling thread
+  scratch.assign((chunks.size() + 1) * values, 0.0);
+  double* const sums = scratch.data();
   parallel_for(chunks.size(), chunks.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) of_chunk(chunks[c], sums + c * values);
   });

@@ -55,7 +55,7 @@ def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
 
 
 class CudaBuffers(DeviceBuffers):
-    """What the CUDA kernels need on the device besides: the chunks, and the queue of the one-launch step."""
+    """The device memory of the CUDA kernels: also the chunks, and the queue of the one-launch step."""
 
     def __init__(self, args: StepArgs, one_launch: bool) -> None:
         super().__init__(args, AHEAD_ELEMENTS // AHEAD // args.table.terms if one_launch else MOST_ELEMENTS)

@@ -1,4 +1,4 @@
-"""Which backends there are, whether each can be used here, and which one "auto" takes."""
+"""The list of backends, their status on this machine, and the selection of one."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a backend can be used on this machine, and the reason."""
+    """The status of a backend on this machine, and the reason."""
 
     usable: bool
     reason: str

@@ -74,7 +74,7 @@ def address_table(args: StepArgs) -> array:
 
 
 class TritonBuffers(DeviceBuffers):
-    """What the Triton kernels need on the device besides: the chunks, separately for each dtype of parameters."""
+    """The device memory of the Triton kernels: also the chunks, separately for each dtype of parameters."""
 
     def __init__(self, args: StepArgs) -> None:
         super().__init__(args)

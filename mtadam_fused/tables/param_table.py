@@ -84,7 +84,7 @@ class ParamTable:
 
     @cached_property
     def has_shards(self) -> bool:
-        """Whether any parameter is a DTensor."""
+        """True if any parameter is a DTensor."""
         return any(map(is_dtensor, self.params))
 
     def all_reduce_norms(self) -> None:
@@ -153,7 +153,7 @@ class ParamTable:
 
     @cached_property
     def has_narrow_params(self) -> bool:
-        """Whether any parameter has a narrower dtype than the arithmetic, so that its gradients can have either."""
+        """True if any parameter has a narrower dtype than the arithmetic; its gradients can have either."""
         return any(p.dtype != self.dtype for p in self.params)
 
     @cached_property

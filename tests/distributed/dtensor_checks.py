@@ -63,7 +63,7 @@ def norms_and_products_of_shards_on_a_2d_mesh() -> None:
 
 
 def products_of_mixed_parameters() -> None:
-    """One sharded, one replicated, one plain."""
+    """Make a sharded, a replicated and a plain parameter."""
     value, spy = torch.arange(6.0) + 1, Spy(torch.ones_like)
     params = [dtensor_parameter(value), dtensor_parameter(value, Replicate()), nn.Parameter(value.clone())]
     step(CombinedAdam(params, spy), *((p, p.detach().clone()) for p in params))
@@ -154,7 +154,7 @@ def optimizers_with_another_group_and_copies() -> None:
 
 
 def dtensor_losses() -> None:
-    """The rule needs the losses; the scaled losses stay as they are."""
+    """Check that the scaled losses stay as they are for a rule that needs them."""
     params = [dtensor_parameter(torch.arange(6.0)), nn.Parameter(torch.arange(6.0))]
     for p in params:
         optimizer, scaler = CombinedAdam([p], GradNorm(), lr=0.1), torch.amp.GradScaler("cpu")

@@ -159,7 +159,7 @@ def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def one_process(tmp_path: Path) -> Iterator[None]:
-    """A group of this process alone, on NCCL."""
+    """Make a group of this process alone, on NCCL."""
     if not (dist.is_available() and dist.is_nccl_available()):
         pytest.skip("this torch has no NCCL")
     dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)

@@ -1,4 +1,4 @@
-"""How the GPU backends cut rows into chunks."""
+"""Rows cut into chunks for the GPU backends."""
 
 import pytest
 import torch

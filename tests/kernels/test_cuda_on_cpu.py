@@ -1,4 +1,4 @@
-"""What runs CUDA sources on the CPU, native/cuda_on_cpu.h, tested by a C++ program with kernels of its own.
+"""The header that runs CUDA sources on the CPU, native/cuda_on_cpu.h, tested by a C++ program with kernels of its own.
 
 The program is built plain and with the sanitizers. Its negative controls are kernels with one fault each, which the
 build that is there to find such faults must report.

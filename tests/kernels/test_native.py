@@ -164,7 +164,7 @@ def outcome_of(outcomes: dict[str, Outcome], name: str) -> Outcome:
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_one_result_on_every_instruction_set(capability: str, outcomes: dict[str, Outcome]) -> None:
-    """With all buffers beside guard pages, which nothing reads or writes."""
+    """Run with all buffers beside guard pages, which nothing may read or write."""
     outcome, expected = outcome_of(outcomes, capability), outcomes["default"]
     assert outcome["all"] == expected["all"]
     assert outcome["2 threads"] == expected["2 threads"]

@@ -1,4 +1,4 @@
-"""What is particular to the Triton backend; its arithmetic is tested with that of the others."""
+"""Tests of the Triton backend alone; its arithmetic is tested with that of the others."""
 
 import sys
 from collections import Counter
@@ -43,7 +43,7 @@ class CountedLaunches:
 
 @dataclass
 class Launcher:
-    """One kernel of those."""
+    """Return one kernel of those."""
 
     name: str
     count: Counter[str]

@@ -52,7 +52,7 @@ class CompiledTriton(TritonBackend):
 
 
 class Compilations:
-    """What Triton compiles: names since the last look, and PTX for each name and type of parameters."""
+    """The kernels that Triton compiles: names since the last look, and PTX for each name and type of parameters."""
 
     def __init__(self) -> None:
         self.ptx: dict[str, str] = {}

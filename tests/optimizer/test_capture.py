@@ -1,4 +1,4 @@
-"""What a CUDA graph that captures a step needs of the host, without a GPU: memory that stays."""
+"""Host memory that a CUDA graph of a captured step keeps reading, tested without a GPU."""
 
 import weakref
 from array import array
@@ -18,7 +18,7 @@ CUDA = torch.device("cuda")
 
 
 class Capture:
-    """Whether a step is being captured, as the backends see it."""
+    """The capture that the backends see, on or off."""
 
     on = False
 
@@ -61,7 +61,7 @@ def test_too_many_captures_in_a_row_are_refused(capture: Capture) -> None:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """One for each launch of CUDA kernels: whether the hyper-parameters that it was given still had their memory."""
+    """Return for each launch of CUDA kernels whether its hyper-parameters still had their memory."""
     held: list[weakref.ref[Tensor]] = []
     found: list[bool] = []
     hyperparameters = DeviceBuffers.hyperparameters

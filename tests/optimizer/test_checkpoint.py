@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mtadam_fused import MTAdam
 from oracles.published_loop import PublishedMTAdam
+from oracles.tolerances import check_values
 from tests.support.cases import CPU_BACKENDS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -131,6 +133,24 @@ def test_copies_of_an_optimizer_go_on(copied: Callable, backend: str) -> None:
 def grads_of(of: list[nn.Parameter], t: int) -> list[list[Tensor]]:
     generator = torch.Generator().manual_seed(t)
     return [[torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in of] for _ in range(2)]
+
+
+def test_running_norms_under_their_old_name_are_loaded(backend: str) -> None:
+    """The state of a version that called them "norms" goes on as it did there."""
+    saved = torch.load(Path(__file__).parents[1] / "golden" / "state_with_norms.pt")
+    known = [nn.Parameter(value) for value in saved["params"]]
+    optimizer = MTAdam(known, backend=backend)
+    optimizer.load_state_dict(saved["optimizer"])
+    assert "norms" not in optimizer.state[known[0]]
+    for name, grads in zip("abc", saved["grads"], strict=True):
+        with optimizer.term(name):
+            for p, grad in zip(known, grads, strict=True):
+                p.grad = grad
+    optimizer.step()
+    for p, after in zip(known, saved["params_after"], strict=True):
+        check_values(p, after.numpy(), 1e-13)
+    for name, norms in optimizer.running_norms().items():
+        check_values(norms, saved["norms_after"][name].numpy(), 1e-13)
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])

@@ -1,4 +1,4 @@
-"""What users exchange between steps, or between backward and step: memory, shapes, layouts, types, parameters."""
+"""Changes by users between steps, or between backward and step: memory, shapes, layouts, types, parameters."""
 
 from collections.abc import Callable
 

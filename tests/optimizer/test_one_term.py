@@ -14,7 +14,7 @@ OPTIONS = list(product((False, True), (False, True), (0.0, 0.1), (False, True)))
 
 
 def run_both(dtype: torch.dtype, backend: str, lr_factor: float = 1.0, **options) -> None:
-    """Some steps of both on the same gradients; Adam runs in float64 from the same stored values."""
+    """Make steps of both on the same gradients; Adam runs in float64 from the same stored values."""
     amsgrad, maximize, weight_decay, decoupled = (
         options[k] for k in ("amsgrad", "maximize", "weight_decay", "decoupled")
     )

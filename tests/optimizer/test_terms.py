@@ -1,4 +1,4 @@
-"""How gradients are taken from the loss terms: backward, term, accumulation, absent terms, groups, schedules."""
+"""Gradients taken from the loss terms: backward, term, accumulation, absent terms, groups, schedules."""
 
 import pytest
 import torch

@@ -221,7 +221,7 @@ def test_without_gxx_nothing_is_compiled(tree: Tree) -> None:
 
 @pytest.mark.parametrize(("jobs", "at_once"), [("1", False), ("3", True), ("not a number", True)])
 def test_max_jobs(tree: Tree, tmp_path: Path, jobs: str, at_once: bool) -> None:
-    """As in torch.utils.cpp_extension, where it is ignored if it is no number."""
+    """Ignore a value that is no number, as torch.utils.cpp_extension does."""
     write_script(tmp_path / "bin/slow-c++", SLOW_CXX)
     made, _ = tree.build(CXX="slow-c++", CUDA_HOME="", LOG=str(tmp_path / "log"), MAX_JOBS=jobs)
     log = (tmp_path / "log").read_text().split()

@@ -107,7 +107,7 @@ def test_pre_commit_has_the_linters_of_make() -> None:
 
 
 def test_sources_that_hide_the_package_are_named(unpacked: Path) -> None:
-    """As after ``pip install .``, in the same folder."""
+    """Start Python in the folder of ``pip install .``."""
     command = [sys.executable, "-c", STEP.replace("import sys", "import sys; sys.path.insert(0, '')")]
     run = subprocess.run(command, cwd=unpacked, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

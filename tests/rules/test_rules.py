@@ -34,7 +34,7 @@ def check_sum(weights: Tensor, g: Array, expected: Array, relative: float = 1e-1
 
 
 def pcgrad(g: Array, orders: Tensor, against: str = "original") -> Array:
-    """The literal loop over vectors (Yu et al., algorithm 1)."""
+    """Loop over the vectors, as algorithm 1 of Yu et al. does."""
     projected = g.copy()
     for k, order in enumerate(orders.tolist()):
         for j in order:

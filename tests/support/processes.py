@@ -35,7 +35,7 @@ def run_all(number: int, folder: Path, module: str, *arguments: str) -> list[str
 
 
 def save_and_exit(folder: Path, rank: int, results: Any) -> None:
-    """Ends a process, with what it has found saved in the folder."""
+    """End the process, after saving what it has found in the folder."""
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     sys.stdout.flush()

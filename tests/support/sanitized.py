@@ -58,12 +58,12 @@ class Compilation:
 
 
 def bindings(folder: Path) -> Compilation:
-    """The Python bindings, which every build shares: they read and write nothing of a step, and compile slowest."""
+    """Describe the Python bindings, which every build shares: they touch nothing of a step, and compile slowest."""
     return Compilation(CSRC / "bindings.cpp", folder / "bindings.o", ("-O0",))
 
 
 def kernels(folder: Path, csrc: Path, isas: Iterable[str], flags: Sequence[str]) -> list[Compilation]:
-    """All objects of the kernels in ``csrc``, the slowest first."""
+    """Describe all objects of the kernels in ``csrc``, the slowest first."""
     folder.mkdir()
     flags = (*flags, *(["-DMTADAM_X86=1"] if "avx2" in isas else []))
     others = sorted(source for source in (csrc / "cpu").glob("*.cpp") if source.name != LOOPS)
@@ -131,7 +131,7 @@ def runtime(name: str) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of native_cases.py ended."""
+    """The end of a run of native_cases.py."""
 
     returncode: int
     stdout: str
