@@ -1,1 +1,1 @@
-"""Training a small network on badly weighted loss terms."""
+"""Train a small network on badly weighted loss terms."""

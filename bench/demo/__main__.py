@@ -1,4 +1,4 @@
-"""Trains a small network on ten badly weighted loss terms, with Adam and with MTAdam: ``python -m bench.demo``.
+"""Train a small network on ten badly weighted loss terms, with Adam and with MTAdam: ``python -m bench.demo``.
 
 The experiment of the first table of the MTAdam paper (Malkiel and Wolf, arXiv 2006.14683) on real data: one loss term
 per class of digits, the first of weight 1 and the others of random weights up to 1000. Every method trains at every
@@ -123,7 +123,7 @@ def compare_strategies(settings: Settings, out: Path) -> tuple[str, Results]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment that ``--strategy`` chooses."""
+    """The experiment that ``--strategy`` chooses."""
 
     settings: Settings
     run: Callable[[Settings, Path], tuple[str, Results]]

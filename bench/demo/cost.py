@@ -1,4 +1,4 @@
-"""The cost of a strategy: backward passes, memory and time."""
+"""Measure the cost of a strategy: backward passes, memory and time."""
 
 import itertools
 import statistics

@@ -1,4 +1,4 @@
-"""The data of the demo: images, their split, and bad weights of the loss terms."""
+"""The data that the demo trains on: images, their split, and bad weights of the loss terms."""
 
 import importlib
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ MNIST_FOLDERS = (Path("data"), Path.home() / "data")
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled square grey images."""
+    """Labelled square gray images."""
 
     name: str
     pixels: Tensor  # [N, 1, side, side], in [0, 1]

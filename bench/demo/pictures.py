@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.demo.report import Choice, Runs
 
-# Okabe and Ito's colors, which color-blind readers tell apart; line styles tell them apart in grey.
+# Okabe and Ito's colors, which color-blind readers tell apart; line styles tell them apart in gray.
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 LINES = ("--", "-.", "-")
 

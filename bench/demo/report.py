@@ -1,4 +1,4 @@
-"""The results of the demo: chosen learning rates, tables and verdict."""
+"""Report the demo's runs: chosen learning rates, tables and verdict."""
 
 import math
 from dataclasses import dataclass

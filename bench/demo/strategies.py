@@ -15,7 +15,7 @@ from mtadam_fused.weighting import InitialLoss, KendallUncertainty, PriorLoss, R
 
 @dataclass(frozen=True)
 class Task:
-    """The data that a strategy may use to make an optimizer."""
+    """The network, the learning rate and all else that a strategy may use to make an optimizer."""
 
     network: nn.Sequential
     lr: float
@@ -34,7 +34,7 @@ class Task:
 
 
 class WeightedAdam(torch.optim.Adam):
-    """torch.optim.Adam on a weighted sum of the losses, used as MTAdam is; what the weighting learns is trained too."""
+    """torch.optim.Adam on a weighted sum of the losses, with MTAdam's interface. It trains the weighting too."""
 
     def __init__(self, params: Iterable[Tensor], weighting: nn.Module, lr: float) -> None:
         super().__init__([*params, *weighting.parameters()], lr=lr)
@@ -54,7 +54,7 @@ class Sum(nn.Module):
 
 
 class PositiveRealTimeLoss(RealTimeLoss):
-    """RealTimeLoss without the losses that are zero to rounding, which it refuses: they have nothing left to give."""
+    """RealTimeLoss without the losses that are zero to rounding, which it refuses."""
 
     def forward(self, losses: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         """Return a scalar."""

@@ -21,7 +21,7 @@ from mtadam_fused import MTAdam
 
 @dataclass(frozen=True)
 class Job:
-    """A training to run, as plain values for another process."""
+    """One training run, in plain values that can be sent to another process."""
 
     strategy: str
     lr: float
@@ -31,7 +31,7 @@ class Job:
 
 @dataclass
 class Run:
-    """The results of a training run: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
+    """Results of one training run: accuracies after each epoch, and MTAdam's last scales, by parameter and class."""
 
     validation: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)

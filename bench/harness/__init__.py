@@ -1,1 +1,1 @@
-"""Timing contenders side by side, and the records of it."""
+"""Time contenders side by side, and record it."""

@@ -1,4 +1,4 @@
-"""Holds the contenders to the update that they should make, in float64, before any is timed.
+"""Compare the contenders' first update with the expected one, in float64, before any is timed.
 
 Each parameter's update depends on its own gradients alone, so the smaller parameters of a workload are enough to look
 at; that every size is right is for the tests.
@@ -58,7 +58,7 @@ def choose_rows(params: Sequence[Tensor]) -> list[int]:
 
 @dataclass(frozen=True)
 class Start:
-    """The checked part of what all contenders of a case start from."""
+    """The parameters and gradients that all contenders of a case start from: those that are compared."""
 
     rows: list[int]
     params: list[Tensor]

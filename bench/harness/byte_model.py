@@ -1,4 +1,4 @@
-"""Bytes that a step moves and that a state keeps, per parameter element: the model that speed is compared with.
+"""The bytes per parameter element that a step moves and a state keeps: the model to compare measurements with.
 
 A step of MTAdam reads the K gradients twice (once for the norms), reads and writes the K second moments, the first
 moment and the parameter: 16K + 16 where all are float32.

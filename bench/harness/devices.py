@@ -1,4 +1,4 @@
-"""The devices of the benchmarks: their clocks, their memory, and their names."""
+"""The devices to benchmark: how to time a run there, measure its memory, and name the machine."""
 
 import ctypes
 import os
@@ -60,7 +60,7 @@ class Device(Protocol):
 
 
 class CpuDevice:
-    """See :class:`Device`."""
+    """The CPU; see :class:`Device`."""
 
     torch_device = torch.device("cpu")
     slug = "cpu"
@@ -104,7 +104,7 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """See :class:`Device`. Each run is timed twice: by the host on an idle device, and by events on a busy one."""
+    """A CUDA device; see :class:`Device`. It times each run twice: on the host when idle, by events when busy."""
 
     torch_device = torch.device("cuda", 0)
     slow_limit = float("inf")

@@ -1,4 +1,4 @@
-"""Timing side by side: the contenders take turns in one process, and ratios are taken turn by turn."""
+"""Time side by side: the contenders take turns in one process, and ratios are taken turn by turn."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.harness.devices import Device, Sample
 
-# Makes the step of a contender in float64, from parameters and [K][parameters] gradients.
+# Make the step of a contender in float64, from parameters and [K][parameters] gradients.
 Oracle = Callable[[list[nn.Parameter], list[list[Tensor]]], object]
 
 
@@ -19,7 +19,7 @@ class LeftOutError(Exception):
 
 
 class Failure(str):
-    """The reason why a contender that should take part in a case fails: it is left out, and the run fails."""
+    """The reason why a contender that should take part in a case does not: it is left out, and the run fails."""
 
 
 def summarize_error(error: Exception) -> str:
@@ -41,8 +41,8 @@ class Contender:
     prepare: Callable[[], object] = do_nothing  # before every run, not timed
     bytes_moved: float | None = None  # per run, by the byte model
     state: Mapping[Any, Any] = field(default_factory=dict)  # the optimizer's
-    oracle: Oracle | None = None  # what its first run must have done; None where nothing says
-    exact: bool = False  # whether it must agree with that to rounding, as the tests ask of MTAdam
+    oracle: Oracle | None = None  # makes the expected first run; None if there is none
+    exact: bool = False  # whether it must agree with that to rounding, as MTAdam must in the tests
     keeps: object = None  # what has to live as long as ``run`` is called
 
 

@@ -1,4 +1,4 @@
-"""The flat record of a benchmark: its making from the samples, and its ways into JSON and CSV and back.
+"""The flat record of a benchmark: made from samples, written to JSON and CSV, and read back.
 
 Records travel as ``extra_info`` in pytest-benchmark's JSON, so that one file holds all.
 """
@@ -18,7 +18,7 @@ JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
 
 @dataclass(frozen=True)
 class Record:
-    """The measurement of one contender in one case."""
+    """The measurements of one contender in one case."""
 
     group: str  # step, combine, train, train-combine or memory
     workload: str
@@ -59,7 +59,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchmarkRun:
     """All records of one run of the benchmarks."""
 
     machine: dict[str, Any]
@@ -104,15 +104,15 @@ def write(saved: dict[str, Any], folder: Path) -> None:
     write_csv(parse(saved), folder / CSV_NAME)
 
 
-def load(path: Path) -> Run:
+def load(path: Path) -> BenchmarkRun:
     """Read a file of pytest-benchmark's JSON that holds our records."""
     return parse(json.loads(path.read_text()))
 
 
-def parse(saved: dict[str, Any]) -> Run:
+def parse(saved: dict[str, Any]) -> BenchmarkRun:
     """Take the records out of what pytest-benchmark saves."""
     commit = saved["commit_info"]
-    return Run(
+    return BenchmarkRun(
         machine=saved["machine_info"],
         commit=commit["id"][:10] + (" and changes" if commit["dirty"] else "") if commit["id"] else "unversioned",
         time=saved["datetime"],
@@ -124,7 +124,7 @@ def parse(saved: dict[str, Any]) -> Run:
 FACTS = ("cpu_model", "gpu", "driver", "threads", "python", "torch", "triton")
 
 
-def flat(run: Run) -> Iterable[dict[str, Any]]:
+def flat(run: BenchmarkRun) -> Iterable[dict[str, Any]]:
     """Yield a flat row for each record: machine, fields, and three columns for each ratio."""
     place = {"commit": run.commit, "time": run.time, **{name: run.machine[name] for name in FACTS}}
     for record in run.records:
@@ -142,7 +142,7 @@ def flat(run: Run) -> Iterable[dict[str, Any]]:
         yield row
 
 
-def write_csv(run: Run, path: Path) -> None:
+def write_csv(run: BenchmarkRun, path: Path) -> None:
     """Write one line for each record, to six digits."""
     rows = list(flat(run))
     columns = list(dict.fromkeys(column for row in rows for column in row))

@@ -1,4 +1,4 @@
-"""Measurements as pytest-benchmark keeps them: contenders take turns, and each is a benchmark of its own."""
+"""Report measurements to pytest-benchmark: contenders take turns, and each is a benchmark of its own."""
 
 import math
 import time
@@ -29,7 +29,7 @@ def sort_key(group: str, case: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The measurements of the contenders of one case."""
+    """The records of one case's contenders, and the reasons for those left out."""
 
     records: dict[str, Record] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)

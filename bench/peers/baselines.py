@@ -1,4 +1,4 @@
-"""Make torch.optim.Adam, and a copy, which moves memory as fast as it can be moved."""
+"""Make torch.optim.Adam, and a copy, the fastest way to move memory."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The reference's step through torch.compile, as a peer of the benchmarks."""
+"""Make the reference's step through torch.compile a peer of the benchmarks."""
 
 import contextlib
 import shutil
@@ -57,7 +57,7 @@ def reference_step(
 
 
 class _TooLongError(BaseException):
-    """Passes the compiler's ``except Exception``."""
+    """A timeout that the compiler's ``except Exception`` does not catch."""
 
 
 @contextlib.contextmanager

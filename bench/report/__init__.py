@@ -1,1 +1,1 @@
-"""Tables and pictures from records."""
+"""Make tables and pictures from records."""

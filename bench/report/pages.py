@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.harness.records import CSV_NAME, JSON_NAME, Run, load, write_csv
+from bench.harness.records import CSV_NAME, JSON_NAME, BenchmarkRun, load, write_csv
 from bench.report.plots import PICTURES
 from bench.report.tables import all_tables, list_left_out, our_records, short_tables
 
@@ -17,7 +17,7 @@ combines them as it does by default, or "layerwise" with `optimize_gramian_compu
 reference."""
 
 
-def describe_machine(run: Run) -> str:
+def describe_machine(run: BenchmarkRun) -> str:
     """Describe in a line what a run was measured on."""
     facts = run.machine
     versions = [f"{name} {facts[name]}" for name in ("driver", "python", "torch", "triton") if facts[name]]
@@ -25,12 +25,12 @@ def describe_machine(run: Run) -> str:
     return ", ".join(filter(None, [*machine, *versions, f"commit {run.commit}", run.time[:10]])) + "."
 
 
-def pictures_of(run: Run) -> dict:
+def pictures_of(run: BenchmarkRun) -> dict:
     """Return the pictures that the run has records for."""
     return PICTURES if our_records(run.records, "step") else {}
 
 
-def page(run: Run) -> str:
+def page(run: BenchmarkRun) -> str:
     """Return the README of a machine's folder."""
     tables = [f"## {title}\n\n{table}" for title, table in all_tables(run.records).items()]
     pictures = [f"![{title}]({name})" for name, (title, _) in pictures_of(run).items()]

@@ -1,4 +1,4 @@
-"""Writes the recorded tables into README.md: between ``<!-- begin FILE -->`` and ``<!-- end FILE -->`` goes FILE."""
+"""Write the recorded tables into README.md: between ``<!-- begin FILE -->`` and ``<!-- end FILE -->`` goes FILE."""
 
 import re
 from pathlib import Path

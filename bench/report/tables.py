@@ -1,4 +1,4 @@
-"""The records as Markdown tables; ``python bench/tables.py FILE`` prints the short one of a JSON file."""
+"""The records as Markdown tables; ``python -m bench.report.tables FILE`` prints the short ones of a JSON file."""
 
 import sys
 from collections.abc import Iterable, Sequence

@@ -152,7 +152,7 @@ def test_tables_compare_with_triton_and_do_not_depend_on_the_order_of_measuring(
 
 
 class Event:
-    """Stands in for a CUDA event."""
+    """Stand in for a CUDA event."""
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
