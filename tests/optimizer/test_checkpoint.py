@@ -149,8 +149,8 @@ def test_running_norms_under_their_old_name_are_loaded(backend: str) -> None:
     optimizer.step()
     for p, after in zip(known, saved["params_after"], strict=True):
         check_values(p, after.numpy(), 1e-13)
-    for name, norms in optimizer.running_norms().items():
-        check_values(norms, saved["norms_after"][name].numpy(), 1e-13)
+    for term, norms in optimizer.running_norms().items():
+        check_values(norms, saved["norms_after"][str(term)].numpy(), 1e-13)
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
