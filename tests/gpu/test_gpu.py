@@ -144,10 +144,11 @@ def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: 
 
 
 @pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
-def test_one_launch_gives_what_three_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_launch_gives_what_three_give() -> None:
     def run(kernels: CudaBackend) -> list[nn.Parameter]:
-        monkeypatch.setattr("mtadam_fused.optimizer.select_backend", lambda *_: kernels)
-        training = start_training("MTAdam", "cuda", "auto", terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000))
+        training = start_training(
+            "MTAdam", "cuda", kernels, terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000)
+        )
         for _ in range(20):
             training.step()
         assert not kernels._buffers[training.optimizer._table_cache._tables[0]].queue.any()
