@@ -10,13 +10,15 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
 .PHONY: test test-fast lint demo demo-record bench bench-quick bench-report clean
 
-# A process per processor, each with one thread; the tests of a file share what they build, so stay together.
+# A process per processor, each with one thread. The tests of a file stay together because they share what they build.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 # For daily work: without what compiles for long.
 test-fast: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -23,3 +23,16 @@ def gpu_backend(request: pytest.FixtureRequest) -> str:
     if not status.usable:
         pytest.skip(status.reason)
     return request.param
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files first that compile something, so that no process starts on one when the others are done."""
+    compiling = {item.path for item in items if isinstance(item, pytest.Function) and compiles(item)}
+    items.sort(key=lambda item: item.path not in compiling)
+
+
+def compiles(item: pytest.Function) -> bool:
+    """Return whether a test is marked slow by itself or by its module, and not for Triton's interpreter alone."""
+    module = item.getparent(pytest.Module)
+    marks = [*getattr(item.function, "pytestmark", []), *(module.own_markers if module else [])]
+    return any(mark.name == "slow" for mark in marks)
