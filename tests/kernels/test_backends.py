@@ -11,6 +11,7 @@ from torch import nn
 
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import (
+    BACKENDS,
     Backend,
     CudaBackend,
     ReferenceBackend,
@@ -54,6 +55,10 @@ def test_auto_takes_the_kernels() -> None:
 def test_an_explicit_request_that_cannot_be_met_raises() -> None:
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot be used: it has no kernels for parameters on meta"):
         MTAdam([nn.Parameter(torch.ones(2, device="meta"))], backend="cpu")
+
+
+def test_backends_go_by_their_names() -> None:
+    assert [backend.name for backend in BACKENDS.values()] == list(BACKENDS)
 
 
 class CountingBackend(ReferenceBackend):
