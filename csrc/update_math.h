@@ -114,8 +114,8 @@ struct RowScalars {
 template <class C>
 MTADAM_FN void add_term(C grad, C scale, C param, const RowScalars<C>& row, C& exp_avg_sq, C& combined) {
   const C h = balanced_gradient(grad, row.grad_sign * scale, param, row.l2_decay);
+  combined += h;  // first: with g++ 12 the other order made the CPU kernel 2 to 3% slower
   exp_avg_sq = second_moment(exp_avg_sq, h, row.beta2, row.one_minus_beta2);
-  combined += h;
 }
 
 // In double until the end, because beta^t loses digits in float. `step` is the number of the step, from 1.
