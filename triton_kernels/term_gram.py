@@ -69,8 +69,8 @@ def fold_gram(
     element = tl.arange(0, WIDTH * WIDTH)
     j, k = element // WIDTH, element % WIDTH
     mask = (j < TERMS) & (k < TERMS)
-    larger, smaller = tl.maximum(j, k), tl.minimum(j, k)
-    pair = larger * (larger + 1) // 2 + smaller
+    high, low = tl.maximum(j, k), tl.minimum(j, k)
+    pair = high * (high + 1) // 2 + low
     first, last = tl.load(chunk_start + r), tl.load(chunk_start + r + 1)
     sums = row_sums(partial, first, last, pair, mask, TERMS * (TERMS + 1) // 2, WIDTH * WIDTH)
     tl.store(gram + (r * TERMS + j) * TERMS + k, sums, mask)
