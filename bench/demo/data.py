@@ -23,7 +23,7 @@ MNIST_FOLDERS = (Path("data"), Path.home() / "data")
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled square gray images."""
+    """Labeled square gray images."""
 
     name: str
     pixels: Tensor  # [N, 1, side, side], in [0, 1]

@@ -65,7 +65,7 @@ def run(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
 
 
 def runnable(program: Path) -> Built:
-    """ThreadSanitizer cannot place its memory where the kernel randomises addresses more than it expects."""
+    """ThreadSanitizer cannot place its memory where the kernel randomizes addresses more than it expects."""
     if "unexpected memory mapping" not in run([program, "none"]).stderr:
         return Built((str(program),))
     fixed = ("setarch", "-R", str(program))

@@ -58,7 +58,7 @@ def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", STEPS, str(library), str(ROOT)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if "unexpected memory mapping" in done.stderr:
-        pytest.skip("ThreadSanitizer does not run with this kernel's address randomisation")
+        pytest.skip("ThreadSanitizer does not run with this kernel's address randomization")
     return done
 
 

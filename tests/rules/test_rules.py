@@ -224,7 +224,7 @@ def test_all_gradients_zero() -> None:
         assert GradNorm()(nothing, torch.ones(terms, dtype=torch.float64)).tolist() == [1.0] * terms
 
 
-# -- GradNorm and gradient normalisation -------------------------------------------------------------------------------
+# -- GradNorm and gradient normalization -------------------------------------------------------------------------------
 
 
 def gradnorm_steps(runs: list[tuple[Array, Tensor]], alpha: float, lr: float, sign: float = 1.0) -> Tensor:
@@ -320,11 +320,11 @@ def test_gradient_normalization(make: Callable[[int], Array], terms: int) -> Non
     first, second = losses_of(terms, 1), losses_of(terms, 2)
     rule(gram_of(g), first)
     ratios = second.numpy() / first.numpy()
-    favoured = np.where(norms > 0, expected * (ratios / ratios.mean()) ** 0.7, 1.0)
-    np.testing.assert_allclose(rule(gram_of(g), second), favoured, rtol=1e-7)
+    favored = np.where(norms > 0, expected * (ratios / ratios.mean()) ** 0.7, 1.0)
+    np.testing.assert_allclose(rule(gram_of(g), second), favored, rtol=1e-7)
     if norms[0] > 0:
         with pytest.raises(AssertionError):
-            np.testing.assert_allclose(rule(gram_of(g), second), favoured * 1.001, rtol=1e-7)
+            np.testing.assert_allclose(rule(gram_of(g), second), favored * 1.001, rtol=1e-7)
 
 
 # -- fixed weights -----------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ inline void create(Fiber& fiber) { fiber.sanitizer = __tsan_create_fiber(0); }
 inline void destroy(Fiber& fiber) { __tsan_destroy_fiber(fiber.sanitizer); }
 [[gnu::no_sanitize("thread")]] inline void leave(Fiber& from, const Fiber& to, bool) {
   from.sanitizer = __tsan_get_current_fiber();
-  // Taking turns must not count as synchronisation, or no race between the threads of a block would be seen.
+  // Taking turns must not count as synchronization, or no race between the threads of a block would be seen.
   __tsan_switch_to_fiber(to.sanitizer, __tsan_switch_to_fiber_no_sync);
 }
 [[gnu::no_sanitize("thread")]] inline void arrive(Fiber&, const Fiber&) {}
