@@ -158,7 +158,6 @@ class TermOptimizer(Optimizer):
         named = named_losses(losses, self.terms, need_finite=not self._communicator)
         terms = self._with_terms(named, allow_more=False)
         self._collector.free_grads(self._params(), has_state=bool(self.state))
-        known = self.terms
         try:
             for number, (term, loss) in enumerate(named.items(), start=1):
                 torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
@@ -166,7 +165,6 @@ class TermOptimizer(Optimizer):
                 self._collector.take(terms.index(term), term, self._params(), loss)
         except BaseException:
             self.zero_grad()
-            self._set_terms(known)
             raise
         self._set_terms(terms)
 
