@@ -61,6 +61,16 @@ class Hyperparameters:
         check_not_negative("weight_decay", self.weight_decay)
 
     @property
+    def grad_sign(self) -> float:
+        """-1 to maximize, else 1."""
+        return -1.0 if self.maximize else 1.0
+
+    @property
+    def decays(self) -> tuple[float, float]:
+        """Weight decay in the L2 form, and decoupled weight decay; one of them is 0."""
+        return (0.0, self.weight_decay) if self.decoupled_weight_decay else (self.weight_decay, 0.0)
+
+    @property
     def norm_rule(self) -> tuple[float, bool]:
         """Decay of the running norms, and whether they start at their first non-zero value; for MTAdam only."""
         return 0.0, False

@@ -90,10 +90,10 @@ def row_scalars(args: StepArgs, row: int) -> reference.RowScalars:
     table = args.table
     group = args.groups[table.group_indices[row]]
     lr = group.lr.reshape(()) if isinstance(group.lr, Tensor) else group.lr
-    l2_decay, decoupled = (0.0, group.weight_decay) if group.decoupled_weight_decay else (group.weight_decay, 0.0)
     beta1, beta2 = group.betas[:2]
-    factors = reference.step_factors(lr, beta1, beta2, group.eps, decoupled, table.steps[row].to(table.dtype))
-    return reference.RowScalars(-1.0 if group.maximize else 1.0, beta1, beta2, l2_decay, factors)
+    l2_decay, decoupled_decay = group.decays
+    factors = reference.step_factors(lr, beta1, beta2, group.eps, decoupled_decay, table.steps[row].to(table.dtype))
+    return reference.RowScalars(group.grad_sign, beta1, beta2, l2_decay, factors)
 
 
 def leave_combined(args: StepArgs, row: int, combined: Tensor) -> None:

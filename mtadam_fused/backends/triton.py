@@ -62,15 +62,14 @@ def status() -> tuple[bool, str]:
 def address_table(args: StepArgs) -> array:
     """Return addresses [terms + 1, rows]: of gradients, marked WIDE where wider than their parameter; of sums, or 0."""
     table = args.table
-    args.unify_grad_types()
     rows = len(table.params)
-    table_of_all = args.grad_table + args.combined_table
-    pairs = enumerate(zip(args.grad_types, table.param_types, strict=True)) if table.has_narrow_params else ()
-    for row, (grad_type, param_type) in pairs:
+    found = args.grad_table + args.combined_table
+    types = zip(args.grad_types, table.param_types, strict=True) if table.has_narrow_params else ()
+    for row, (grad_type, param_type) in enumerate(types):
         if grad_type != param_type:
             for pair in range(row, table.terms * rows, rows):
-                table_of_all[pair] |= WIDE if table_of_all[pair] else 0
-    return table_of_all
+                found[pair] |= WIDE if found[pair] else 0
+    return found
 
 
 class TritonBuffers(DeviceBuffers):

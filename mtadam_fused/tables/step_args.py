@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
+import torch
 from torch import Tensor
 
 from ..hyperparameters import Hyperparameters
@@ -48,10 +49,8 @@ class StepArgs:
         table = array("d")
         for group in self.groups:
             lr = math.nan if self.has_lr_on_device(group) else float(group.lr)
-            l2, decoupled = (0.0, group.weight_decay) if group.decoupled_weight_decay else (group.weight_decay, 0.0)
-            grad_sign = -1.0 if group.maximize else 1.0
             beta3, first_nonzero = group.norm_rule
-            table.extend((lr, *group.betas[:2], beta3, group.eps, l2, decoupled, grad_sign, first_nonzero))
+            table.extend((lr, *group.betas[:2], beta3, group.eps, *group.decays, group.grad_sign, first_nonzero))
         return table
 
     @cached_property
@@ -75,7 +74,6 @@ class StepArgs:
         Addresses of tables are valid as long as this object and its table. May make all gradients of a row float32.
         """
         table = self.table
-        self.unify_grad_types()
         return {
             "rows": len(table.params),
             "terms": table.terms,
@@ -95,32 +93,27 @@ class StepArgs:
             "gram": 0 if table.per_term else table.gram.data_ptr(),
         }
 
-    def unify_grad_types(self) -> None:
-        """Make all gradients of a row float32 where its terms have gradients of different dtypes; replaces them."""
-        if not self.table.has_narrow_params:
-            return
-        for row in range(len(self.table.params)):
-            if len({grad.dtype for term in self.grads if (grad := term[row]) is not None}) > 1:
-                for term in self.grads:
-                    term[row] = None if (grad := term[row]) is None else grad.float()
-
-    @cached_property
-    def grad_table(self) -> array:
-        """[K, L] addresses, 0 where absent."""
-        return addresses(self.grads)
-
     @cached_property
     def grad_types(self) -> array:
-        """[L] codes of STORAGE_TYPES; those of the parameters where no term reaches them."""
+        """[L] codes of STORAGE_TYPES; makes all gradients of a row float32 where its terms have different dtypes."""
         table = self.table
         if not table.has_narrow_params:
             return table.param_types
         types = array("q", table.param_types)
         for row in range(len(types)):
-            dtype = next((grad.dtype for term in self.grads if (grad := term[row]) is not None), None)
-            if dtype is not None:
-                types[row] = STORAGE_TYPES[dtype]
+            dtypes = {grad.dtype for term in self.grads if (grad := term[row]) is not None}
+            if len(dtypes) > 1:
+                for term in self.grads:
+                    term[row] = None if (grad := term[row]) is None else grad.float()
+            if dtypes:
+                types[row] = STORAGE_TYPES[torch.float32 if len(dtypes) > 1 else dtypes.pop()]
         return types
+
+    @cached_property
+    def grad_table(self) -> array:
+        """[K, L] addresses, 0 where absent; of the gradients that ``grad_types`` has made alike."""
+        _ = self.grad_types  # first: it may replace gradients
+        return addresses(self.grads)
 
     @cached_property
     def combined_table(self) -> array:
