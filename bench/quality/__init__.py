@@ -1,0 +1,1 @@
+"""Compare optimizers by the quality that they train small problems to."""

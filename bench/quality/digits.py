@@ -1,0 +1,58 @@
+"""Ten classes of digits, a loss term each: the demo's experiment with more kinds of bad weights."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.demo.data import draw_bad_weights, load_images, split
+from bench.quality.batches import endless
+from bench.quality.problem import Losses, Problem, Training, Weighting
+from bench.workloads.digits import CLASSES, TERMS, class_losses, make_network
+
+EPOCHS = 20
+HARDEST = "8"
+DECADES = 3.0
+
+
+def draw_decades(seed: int) -> dict[str, float]:
+    """Draw a weight per class, over six decades."""
+    return dict(zip(TERMS, 10 ** np.random.default_rng(seed).uniform(-DECADES, DECADES, CLASSES), strict=True))
+
+
+def start(seed: int) -> Training:
+    """Make the demo's network with its split and batches."""
+    images = load_images()
+    training, validation, test = split(images.labels, seed)
+    network = make_network(images.pixels.shape[-1], seed)
+    stream = endless(training, seed)
+
+    def losses() -> Losses:
+        batch = next(stream)
+        return class_losses(network(images.pixels[batch]), images.labels[batch], [1.0] * CLASSES)
+
+    @torch.no_grad()
+    def accuracy(positions: Tensor) -> float:
+        guesses = network(images.pixels[positions]).argmax(dim=1)
+        return (guesses == images.labels[positions]).double().mean().item()
+
+    return Training(network, losses, lambda: accuracy(test), lambda: accuracy(validation))
+
+
+PROBLEM = Problem(
+    name="digits",
+    start=start,
+    steps=EPOCHS * 16,  # of the 1078 training images, 16 full batches an epoch
+    weightings=(
+        Weighting("1 and U(0, 1000)", lambda seed: dict(zip(TERMS, draw_bad_weights(seed), strict=True))),
+        Weighting("10^U(-3, 3)", draw_decades),
+    ),
+    score="test accuracy, %",
+    worst=0.0,
+    orders={
+        "easiest class first": tuple(TERMS),
+        "hardest class first": (HARDEST, *(term for term in TERMS if term != HARDEST)),
+    },
+    higher_is_better=True,
+    percent=True,
+    rates=(1e-3, 3e-3, 1e-2, 3e-2),
+)
