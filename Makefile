@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 BENCH_OPTIONS := --show-capture=no --benchmark-columns=min,median,iqr,rounds
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
-.PHONY: test test-fast lint demo demo-record bench bench-quick bench-report clean
+.PHONY: test test-fast lint demo demo-record quality quality-record bench bench-quick bench-report clean
 
 # A process per processor, each with one thread. The tests of a file stay together because they share what they build.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -32,6 +32,13 @@ demo: $(INSTALLED)
 # Updates the results that are committed, and README.
 demo-record: $(INSTALLED)
 	$(BIN)/python -m bench.demo --strategy $(STRATEGY) --out bench/results/demo
+	$(BIN)/python -m bench.report.readme
+
+quality: $(INSTALLED)
+	$(BIN)/python -m bench.quality
+
+quality-record: $(INSTALLED)
+	$(BIN)/python -m bench.quality --out bench/results/quality
 	$(BIN)/python -m bench.report.readme
 
 bench: $(INSTALLED)

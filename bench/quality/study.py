@@ -26,7 +26,7 @@ class Size:
     rates: int = 4  # of each problem's learning rates: the default one, and the first of the others
 
 
-QUICK = Size(seeds=2, part=0.02, rates=2)
+QUICK = Size(seeds=1, part=0.02, rates=1)
 
 
 def jobs_of(problem: Problem, methods: Sequence[Method], size: Size) -> Iterator[Job]:
