@@ -19,8 +19,8 @@ FADED = 1e-3  # of the peak
 
 WARNING = (
     f"the running norm of the anchor has fallen below {FADED:g} of its peak. All terms are scaled down with it, so the "
-    "steps shrink. Use anchor='none', as mtadam_fused.BalancedAdam does, or name in anchor= a term that keeps a gradient "
-    "until the end."
+    "steps shrink. Use anchor='none', as mtadam_fused.BalancedAdam does, or give as anchor= a term that keeps a "
+    "gradient until the end."
 )
 
 
