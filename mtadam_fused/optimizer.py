@@ -132,6 +132,12 @@ class TermOptimizer(Optimizer):
             allow_more: whether more terms may follow.
         """
 
+    def _check_term_block(self) -> None:
+        """Raise RuntimeError for gradients that wait, and that a :meth:`term` block cannot be added to."""
+
+    def _check_unscale(self) -> None:
+        """Raise RuntimeError for gradients that wait, and that a GradScaler cannot unscale."""
+
     # -- gradients -----------------------------------------------------------------------------------------------------
 
     @torch._disable_dynamo
@@ -197,6 +203,7 @@ class TermOptimizer(Optimizer):
         if loss is not None:
             check_loss(name, loss, need_graph=False, need_finite=not self._communicator)
         terms = self._with_terms([name], allow_more=True)
+        self._check_term_block()
         self._collector.begin_term(name, self._params(), has_state=bool(self.state))
         try:
             yield

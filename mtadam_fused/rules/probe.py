@@ -1,6 +1,6 @@
 """The dot products that rules look at, of gradients with respect to a few tensors only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ class ParameterProbe:
             grads.append(of_term)
         communicator.wait()
         tables = self._current_tables(len(losses))
-        return sum_gram([self._make_args(table, grads) for table in tables], self._backends)
+        steps = [self._make_args(table, grads) for table in tables]
+        return sum_gram(steps, self._backends, len(losses), tables[0].device)
 
     def _current_tables(self, terms: int) -> list[ParamTable]:
         layout = terms, [(p.data_ptr(), p.stride(), p.numel()) for p in self._parameters]
@@ -64,9 +65,10 @@ class ParameterProbe:
         return StepArgs(table, own_grads, [NEUTRAL], [[1.0] * table.terms], [NO_ANCHOR])
 
 
-def sum_gram(steps: Sequence[StepArgs], backends: dict[torch.device, Backend]) -> Tensor:
-    """Return the ``[K, K]`` float64 dot products of the gradients of all tables, on the device of the first."""
-    device, terms = steps[0].table.device, steps[0].table.terms
+def sum_gram(
+    steps: Sequence[StepArgs], backends: Mapping[torch.device, Backend], terms: int, device: torch.device
+) -> Tensor:
+    """Return the ``[K, K]`` float64 dot products of the gradients of all tables, on ``device``."""
     gram = torch.zeros(terms, terms, dtype=torch.float64, device=device)
     for args in steps:
         backends[args.table.device].term_gram(args)
@@ -74,20 +76,37 @@ def sum_gram(steps: Sequence[StepArgs], backends: dict[torch.device, Backend]) -
     return gram
 
 
-def feature_gram(losses: Sequence[Tensor], features: Sequence[Tensor], communicator: Communicator) -> Tensor:
-    """Return the ``[K, K]`` float64 dot products of the gradients of losses with respect to features.
+class FeatureProbe:
+    """Compute the dot products of the gradients of losses with respect to features.
 
-    Features are what all terms read, such as the output of a shared encoder: tensors of the graph that differ from
-    step to step, and from process to process. It costs a backward pass for each loss, down to the features.
+    Features are what all terms are computed from, such as the output of a shared encoder: tensors of the graph that
+    differ from step to step, and from process to process. It costs a backward pass for each loss, down to the features.
+
+    Args:
+        features: one tensor, or several.
+
+    Raises:
+        ValueError: features without a graph.
     """
-    device = losses[0].device
-    gram = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=device)
-    by_feature = zip(*(differentiate(loss, features) for loss in losses), strict=True)
-    for feature, grads in zip(features, by_feature, strict=True):
-        rows = torch.stack([torch.zeros_like(feature) if g is None else g for g in grads]).flatten(1).double()
-        gram += (rows @ rows.T).to(device)
-    # Those of the mean loss: each process has its share of the features, and 1 / P of their gradients.
-    return communicator.all_reduce_mean(gram) / communicator.size
+
+    def __init__(self, features: Tensor | Iterable[Tensor]) -> None:
+        self._features = [features] if isinstance(features, Tensor) else list(features)
+        for i, feature in enumerate(self._features):
+            if not feature.requires_grad:
+                raise ValueError(
+                    f"features[{i}] has no graph (requires_grad is False); pass the tensors that the losses are "
+                    "computed from, not detached copies"
+                )
+
+    def __call__(self, losses: Mapping[Term, Tensor], communicator: Communicator) -> Tensor:
+        """Return ``[K, K]`` float64 dot products, of the gradients of the mean losses over all processes."""
+        gram = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=self._features[0].device)
+        by_feature = zip(*(differentiate(loss, self._features) for loss in losses.values()), strict=True)
+        for feature, grads in zip(self._features, by_feature, strict=True):
+            rows = torch.stack([torch.zeros_like(feature) if g is None else g for g in grads]).flatten(1).double()
+            gram += (rows @ rows.T).to(gram.device)
+        # Each process has its share of the features, and the mean loss 1 / P of their gradients.
+        return communicator.all_reduce_mean(gram) / communicator.size
 
 
 def differentiate(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:

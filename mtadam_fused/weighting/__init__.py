@@ -7,6 +7,7 @@ the number of terms, as torch.nn.Modules: what they learn or measure is in their
 from .base import Weighting
 from .divisors import EqualWeights, InitialLoss, PriorLoss, RealTimeLoss
 from .expected import class_prior_loss, initial_class_loss, initial_regression_loss, regression_prior_loss
+from .rule import RuleWeighting
 from .uncertainty import KendallUncertainty, Uncertainty
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "KendallUncertainty",
     "PriorLoss",
     "RealTimeLoss",
+    "RuleWeighting",
     "Uncertainty",
     "Weighting",
     "class_prior_loss",
