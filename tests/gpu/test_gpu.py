@@ -15,7 +15,7 @@ from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
 from oracles.tolerances import TooFar, same
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
+from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, every_choice
 from tests.support.cuda_graphs import captured
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, Training, start_training
@@ -62,17 +62,22 @@ def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case = Case.showing(fault, dtype, device="cuda")
     case.run(backend)
     with pytest.raises(TooFar):
         case.run(backend, fault=fault)
 
 
+@in_one_launch_too
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_choice
+def test_every_choice(choices: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
+    Case.choosing(choices, dtype, "cuda").run(backend)
+
+
 @pytest.mark.parametrize("fault", CombinedCase.FAULTS)
 def test_faults_of_the_combined_step_are_rejected(fault: str, backend: str) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = CombinedCase(torch.float32, ((129, 33),), terms=6, options=options, steps=3, absent=0.3, **ONE)
+    case = CombinedCase.showing(fault, torch.float32, terms=6, device="cuda")
     case.run(backend)
     with pytest.raises(TooFar):
         case.run(backend, fault=fault)

@@ -127,6 +127,21 @@ PLANS: tuple[dict[str, Any], ...] = (
         "weights": (0.5, 1.0, 3.0, 1.0, 2.0),
         "options": {"lr": 0.1, "maximize": True, "norm_init": "first_nonzero", "betas": (0.5, 0.9, 0.6), "eps": 1e-2},
     },
+    {
+        "terms": 3,
+        "absent": 0.3,
+        "zero": 0.3,
+        "options": {
+            **{"lr": 0.1, "amsgrad": True, "weight_decay": 0.1, "betas": (0.9, 0.5, 0.9)},
+            **{"anchor": "none", "norms": "corrected", "second_moments": "shared"},
+        },
+    },
+    {
+        "terms": 4,
+        "absent": 0.3,
+        "weights": (0.5, 1.0, 3.0, 2.0),
+        "options": {"lr": 0.1, "maximize": True, "anchor": 1, "norms": "peak", "second_moments": "shared"},
+    },
     {"terms": 16, "absent": 0.3, "options": {"lr": 0.1, "weight_decay": 0.1, "maximize": True}},
 )
 

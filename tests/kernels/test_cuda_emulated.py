@@ -14,7 +14,7 @@ from torch import nn
 
 from mtadam_fused.backends import Backend, native
 from oracles.tolerances import TooFar
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_wide_gradients
+from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_wide_gradients, every_choice
 from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, start_training
@@ -124,11 +124,17 @@ def test_wide_gradients(cuda: Backend) -> None:
 
 @pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(fault: str, cuda: Backend) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = Case(torch.float32, ((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case = Case.showing(fault, torch.float32)
     case.run(cuda)
     with pytest.raises(TooFar):
         case.run(cuda, fault=fault)
+
+
+@in_either_way
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_choice
+def test_every_choice(choices: dict[str, Any], dtype: torch.dtype, cuda: Backend) -> None:
+    Case.choosing(choices, dtype).run(cuda)
 
 
 @pytest.mark.parametrize("terms", [1, 3, 4, 5, 6, 7, 13])
@@ -161,8 +167,7 @@ def test_combined_steps_that_miss_parameters(cuda: Backend) -> None:
 
 @pytest.mark.parametrize("fault", CombinedCase.FAULTS)
 def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: Backend) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = CombinedCase(torch.float32, ((129, 33),), terms=6, options=options, steps=3, absent=0.3, **ONE)
+    case = CombinedCase.showing(fault, torch.float32, terms=6)
     case.run(cuda)
     with pytest.raises(TooFar):
         case.run(cuda, fault=fault)
