@@ -82,7 +82,9 @@ class StrictCase(Case):
         return found
 
     def combined(self, x: Parameter, of_terms: dict[int, Tensor]) -> np.ndarray:
-        return x.combined
+        if self.options.get("second_moments") != "shared":
+            return x.combined
+        return np.asarray(sum(x.scale[k] * g.double().numpy() for k, g in of_terms.items()))  # without weight decay
 
     def check_scales(self, optimizer: TermOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]]) -> None:
         assert isinstance(optimizer, MTAdam)

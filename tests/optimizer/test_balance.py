@@ -291,8 +291,8 @@ def test_bytes_of_state_with_a_shared_second_moment(
 def test_a_later_term_adds_a_norm_and_nothing_else(backend: str) -> None:
     p = nn.Parameter(torch.ones(100))
     optimizer = BalancedAdam([p], backend=backend)
-    for terms in (1, 3):
-        optimizer.backward([(k + 1) * p.square().sum() for k in range(terms)])
+    for names in ("a", "abc"):
+        optimizer.backward({name: (k + 1) * p.square().sum() for k, name in enumerate(names)})
         optimizer.step()
     assert {name: value.numel() for name, value in optimizer.state[p].items()} == {
         **{"step": 1, "norm_avg": 3},
@@ -378,7 +378,7 @@ def test_copies_go_on_and_keep_the_choices(second_moments: str, kind: type[MTAda
     go_on(optimizer, range(3))
     second = COPIES[way](optimizer)
     assert type(second) is kind
-    assert second.defaults == optimizer.defaults
+    assert optimizer.defaults.items() <= second.defaults.items()  # torch adds one
     expected = go_on(optimizer, range(3, 6))
     assert same(go_on(second, range(3, 6)), expected)
     assert set(second.state[second.param_groups[0]["params"][0]]) == set(
