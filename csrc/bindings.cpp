@@ -68,7 +68,7 @@ void define_cuda(py::module_& module) {
       {"TERM_NORMS", cuda::kTermNorms},       {"BALANCE", cuda::kBalance},
       {"MTADAM_UPDATE", cuda::kMtadamUpdate}, {"TERM_GRAM", cuda::kTermGram},
       {"COMBINED_ADAM", cuda::kCombinedAdam}, {"MTADAM_STEP", cuda::kMtadamStep},
-      {"FOLD_NORMS", cuda::kFoldNorms}};
+      {"FOLD_NORMS", cuda::kFoldNorms},       {"BEGIN_STEP", cuda::kBeginStep}};
   for (const auto& [name, stage] : stages) module.attr(name) = unsigned(stage);
   module.attr("CUDA_ARCHITECTURES") = MTADAM_CUDA;
 }

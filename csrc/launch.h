@@ -3,7 +3,7 @@
 // Python fills each struct as one flat buffer of 64-bit values, in the order of the members:
 // `mtadam_fused/tables/step_args.py` names them. So the module needs nothing of torch. A *row* is one parameter; a
 // *pair* is one (term, row). Tables over pairs are term-major, [terms, rows]; scalars over pairs are row-major, [rows,
-// terms]. MTAdam has a second moment per term, CombinedAdam one for all: *moments* is that number.
+// terms]. There is a second moment per term, or one for all: *moments* is that number.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,10 @@ struct Group {
   double decoupled_decay;  // applied once to the parameter, as AdamW does
   double grad_sign;        // -1 to maximize, else 1
   double first_nonzero;    // 1 where a running norm starts at its first non-zero value, else 0
+  double norms;            // Norms
+  double anchor;           // Anchor, or the position of a term
 };
-static_assert(sizeof(Group) == 9 * 8, "Python fills groups as nine doubles");
+static_assert(sizeof(Group) == 11 * 8, "Python fills groups as eleven doubles");
 
 // The scalars of a row in this group, at the step that `factors` are of.
 template <class C>
@@ -74,7 +76,7 @@ void term_norms(const StepArgs<C>& args);
 template <class C>
 void balance(const StepArgs<C>& args);
 
-// Stage 3: advances parameters and moments.
+// Stage 3: advances parameters and moments. With one moment it is combined_adam's update.
 template <class C>
 void mtadam_update(const StepArgs<C>& args);
 
@@ -118,7 +120,8 @@ struct DeviceArgs : StepArgs<C> {
 };
 static_assert(is_flat<DeviceArgs<float>>(27) && is_flat<DeviceArgs<double>>(27), "Python fills 27 64-bit values");
 
-// kBalance does kFoldNorms too where it is given `partial`; kMtadamStep is the first three in one kernel.
+// kBalance does kFoldNorms too where it is given `partial`. kMtadamUpdate is for a second moment per term,
+// kCombinedAdam for one. kMtadamStep is the norms, the balance and either update in one kernel.
 enum Stage : unsigned {
   kTermNorms = 1,
   kBalance = 2,
@@ -126,15 +129,15 @@ enum Stage : unsigned {
   kTermGram = 8,
   kCombinedAdam = 16,
   kMtadamStep = 32,
-  kFoldNorms = 64  // from term_norms' sums over chunks to norms
+  kFoldNorms = 64,  // from term_norms' sums over chunks to norms
+  kBeginStep = 128  // counts the step, where kBalance does not
 };
 
 // Returns how many rows one launch takes: their addresses fill a kernel's argument.
 int64_t rows_at_once(int64_t terms, bool wants_combined);
 
-// Launches the stages (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for each of MTAdam's
-// stages and for kFoldNorms alone, two for term_gram (three for more terms than one reads together) and two for
-// combined_adam. Waits for nothing. Leaves the device current.
+// Launches the stages (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for each, but two for
+// kTermGram (three for more terms than one reads together). Waits for nothing. Leaves the device current.
 //
 // Args:
 //   host: the step's arguments, with all tables in host memory.

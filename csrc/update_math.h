@@ -35,24 +35,49 @@ MTADAM_FN bool is_finite(C x) {
   return x - x == C(0);
 }
 
+// How a running norm remembers: the moving average with beta3, the same with Adam's bias correction, or the largest
+// norm so far.
+enum Norms : int64_t { kAverage = 0, kCorrected = 1, kPeak = 2 };
+
+// What a layer's terms are balanced against, where it is not the position of a term.
+enum Anchor : int64_t { kFirst = -1, kNoAnchor = -2, kGeometricMean = -3 };
+
+// The decay of a layer's running norms at its step t, from 1. With bias correction it grows from 0 to beta3: the
+// running norm of a term that is there from the first step is then the average started at zero, divided by 1 - beta3^t.
+template <class C>
+MTADAM_FN C norm_decay(double beta3, double step, bool corrected) {
+  return C(corrected ? beta3 * (1.0 - std::pow(beta3, step - 1.0)) / (1.0 - std::pow(beta3, step)) : beta3);
+}
+
 // The running norm of one (layer, term) pair after a step whose gradient has the given norm.
 //
 // A norm that is not finite is left out, so that one bad gradient does not spoil all steps after it. An absent term has
 // the norm NaN: it keeps its running norm, and can still be the anchor. With `first_nonzero` the running norm starts at
-// the first norm above kTinyNorm instead of the first one.
+// the first norm above kTinyNorm instead of the first one. With `peak` it is the largest norm so far.
 template <class C>
-MTADAM_FN C running_norm(C norm_avg, C norm, C beta3, bool first_nonzero) {
+MTADAM_FN C running_norm(C norm_avg, C norm, C decay, bool first_nonzero, bool peak) {
   if (!is_finite(norm)) return norm_avg;
-  if (has_started(norm_avg)) return beta3 * norm_avg + (C(1) - beta3) * norm;
-  return first_nonzero && !(norm > C(kTinyNorm)) ? norm_avg : norm;
+  if (!has_started(norm_avg)) return first_nonzero && !(norm > C(kTinyNorm)) ? norm_avg : norm;
+  if (peak) return norm > norm_avg ? norm : norm_avg;
+  return decay * norm_avg + (C(1) - decay) * norm;
 }
 
-// The running norm that a layer's terms are balanced against: the first above kTinyNorm, 0 where none is.
+// The number that a layer's terms are balanced against, of those of their running norms that are above kTinyNorm: that
+// of the term at position `anchor`, or the first, or their geometric mean, 0 where none is; or 1 without an anchor. The
+// geometric mean also stands in for a term whose running norm is not above kTinyNorm.
 template <class C>
-MTADAM_FN C anchor_of(int64_t terms, const C* norm_avg) {
+MTADAM_FN C anchor_of(int64_t terms, const C* norm_avg, int64_t anchor) {
+  if (anchor == kNoAnchor) return C(1);
+  if (anchor >= 0 && norm_avg[anchor] > C(kTinyNorm)) return norm_avg[anchor];
+  double logs = 0;
+  int64_t active = 0;
   for (int64_t k = 0; k < terms; ++k)
-    if (norm_avg[k] > C(kTinyNorm)) return norm_avg[k];
-  return C(0);
+    if (norm_avg[k] > C(kTinyNorm)) {
+      if (anchor == kFirst) return norm_avg[k];
+      logs += std::log(double(norm_avg[k]));
+      ++active;
+    }
+  return active ? C(std::exp(logs / double(active))) : C(0);
 }
 
 // The factor that brings a term's running norm to the anchor's, times the user's weight.
@@ -79,7 +104,7 @@ MTADAM_FN C first_moment(C exp_avg, C combined, C beta1, C one_minus_beta1) {
   return beta1 * exp_avg + one_minus_beta1 * combined;
 }
 
-// v_k after a step: one per term. CombinedAdam has one for all, with the combined gradient as h.
+// v_k after a step: one per term, or one for all with the combined gradient as h.
 template <class C>
 MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
   return beta2 * exp_avg_sq + one_minus_beta2 * h * h;

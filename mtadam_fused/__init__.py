@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from . import rules, weighting
+from .balanced_adam import BalancedAdam
 from .combined_adam import CombinedAdam
 from .mtadam import MTAdam
 
@@ -11,4 +12,4 @@ try:
 except PackageNotFoundError:  # imported from a checkout that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["CombinedAdam", "MTAdam", "__version__", "rules", "weighting"]
+__all__ = ["BalancedAdam", "CombinedAdam", "MTAdam", "__version__", "rules", "weighting"]

@@ -11,7 +11,7 @@ from .backends import Backend
 from .hyperparameters import Hyperparameters, Term
 from .optimizer import TermOptimizer
 from .rules import Rule
-from .tables.layout import TermGradients
+from .tables.layout import StateLayout, TermGradients
 from .tables.step_args import StepArgs
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ class CombinedAdam(TermOptimizer):
     """
 
     hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
-    per_term = False
 
     def __init__(
         self,
@@ -109,6 +108,7 @@ class CombinedAdam(TermOptimizer):
         super().__init__(
             params,
             defaults,
+            state_layout=StateLayout(has_norms=False, per_term=False),
             keep_combined_grad=keep_combined_grad,
             check_finite=check_finite,
             backend=backend,

@@ -4,9 +4,11 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
+
+from . import reference
 
 Term = Hashable
 TermWeights = Mapping[Any, float] | Sequence[float] | None
@@ -14,6 +16,16 @@ TermWeights = Mapping[Any, float] | Sequence[float] | None
 Self = TypeVar("Self", bound="Hyperparameters")
 
 NORM_INITS = ("first_step", "first_nonzero")
+NORMS = {"average": reference.AVERAGE, "corrected": reference.CORRECTED, "peak": reference.PEAK}
+ANCHORS = {"first": reference.FIRST, "none": reference.NO_ANCHOR, "geometric_mean": reference.GEOMETRIC_MEAN}
+
+
+class NormRule(NamedTuple):
+    """How the running norms of a parameter group advance."""
+
+    beta3: float  # decay
+    first_nonzero: bool  # whether they start at their first non-zero value
+    norms: int  # a code of NORMS
 
 
 @dataclass(frozen=True)
@@ -71,13 +83,17 @@ class Hyperparameters:
         return (0.0, self.weight_decay) if self.decoupled_weight_decay else (self.weight_decay, 0.0)
 
     @property
-    def norm_rule(self) -> tuple[float, bool]:
-        """Decay of the running norms, and whether they start at their first non-zero value; for MTAdam only."""
-        return 0.0, False
+    def norm_rule(self) -> NormRule:
+        """How the running norms advance; for MTAdam only."""
+        return NormRule(0.0, False, NORMS["average"])
 
     def weights(self, terms: Sequence[Term]) -> list[float]:
         """Return the user's weight of each of ``terms``; errors as of :func:`weights_of`."""
         return weights_of(None, terms)
+
+    def anchor_code(self, terms: Sequence[Term]) -> int:
+        """Return what ``terms`` are balanced against; errors as of :func:`anchor_code`."""
+        return ANCHORS["none"]
 
 
 IMMUTABLE = (float, int, bool, str, tuple, type(None))
@@ -91,6 +107,8 @@ class MTAdamHyperparameters(Hyperparameters):
 
     norm_init: str
     term_weights: TermWeights
+    anchor: Term
+    norms: str
 
     def check(self) -> None:
         """Raise ValueError for a value out of its range."""
@@ -98,15 +116,41 @@ class MTAdamHyperparameters(Hyperparameters):
         if self.norm_init not in NORM_INITS:
             raise ValueError(f"norm_init is {self.norm_init!r}; it must be one of {', '.join(NORM_INITS)}")
         check_term_weights(self.term_weights)
+        if not isinstance(self.anchor, Hashable) or self.anchor is None:
+            raise ValueError(
+                f"anchor is {self.anchor!r}; it must be one of {', '.join(ANCHORS)}, or the name of a term"
+            )
+        if self.norms not in NORMS:
+            raise ValueError(f"norms is {self.norms!r}; it must be one of {', '.join(NORMS)}")
 
     @property
-    def norm_rule(self) -> tuple[float, bool]:
-        """Decay of the running norms, and whether they start at their first non-zero value."""
-        return self.betas[2], self.norm_init == "first_nonzero"
+    def norm_rule(self) -> NormRule:
+        """How the running norms advance."""
+        return NormRule(self.betas[2], self.norm_init == "first_nonzero", NORMS[self.norms])
 
     def weights(self, terms: Sequence[Term]) -> list[float]:
         """Return the user's weight of each of ``terms``; errors as of :func:`weights_of`."""
         return weights_of(self.term_weights, terms)
+
+    def anchor_code(self, terms: Sequence[Term]) -> int:
+        """Return what ``terms`` are balanced against; errors as of :func:`anchor_code`."""
+        return anchor_code(self.anchor, terms)
+
+
+def anchor_code(anchor: Term, terms: Sequence[Term]) -> int:
+    """Return the code of ANCHORS, or the position of the term that ``anchor`` names.
+
+    Raises:
+        ValueError: no such term.
+    """
+    if anchor in ANCHORS:
+        return ANCHORS[anchor]
+    if anchor not in terms:
+        raise ValueError(
+            f"anchor is {anchor!r}, and the terms are {list(terms)}; name one of them, or use one of "
+            f"{', '.join(ANCHORS)}"
+        )
+    return list(terms).index(anchor)
 
 
 def weights_of(

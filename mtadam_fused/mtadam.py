@@ -8,21 +8,25 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
-from .hyperparameters import Hyperparameters, MTAdamHyperparameters, Term, TermWeights, weights_of
+from .hyperparameters import Hyperparameters, MTAdamHyperparameters, Term, TermWeights, anchor_code, weights_of
 from .optimizer import TermOptimizer
-from .tables.layout import TermGradients
+from .tables.layout import StateLayout, TermGradients
 from .tables.step_args import StepArgs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+SECOND_MOMENTS = ("per_term", "shared")
+
+
 class MTAdam(TermOptimizer):
     """Adam for several loss terms, balanced layer by layer (Malkiel and Wolf, arXiv 2006.14683).
 
     Each step takes the gradient of every term separately. In each layer it brings the terms' running gradient norms to
-    that of the first term. It keeps a second moment per term, and the largest of them bounds the step. With one term it
-    is torch.optim.Adam. The first term ever seen is the anchor: pass one first that keeps a gradient until the end. ::
+    that of the anchor, the first term ever seen. It keeps a second moment per term, and the largest of them bounds the
+    step. With one term it is torch.optim.Adam. These defaults are the published rule; they want an anchor that keeps a
+    gradient until the end. :class:`mtadam_fused.BalancedAdam` is this class with defaults that need none. ::
 
         optimizer = MTAdam(model.parameters(), lr=1e-3)
         for batch in loader:
@@ -31,8 +35,11 @@ class MTAdam(TermOptimizer):
             optimizer.backward(losses)
             optimizer.step()
 
+    A constant factor on a loss changes the balance of no layer: use ``term_weights`` to make a term pull harder.
+
     The state of a parameter is ``step``, ``norm_avg`` ([K] running norms), ``exp_avg``, and ``exp_avg_sq{k}`` for each
     term k that has reached it: 4K + 4 bytes per element, in float32 also for 16-bit parameters, in float64 for float64.
+    With ``second_moments="shared"`` it has one ``exp_avg_sq``: 8 bytes.
 
     Args:
         params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to ``norm_init``.
@@ -50,6 +57,14 @@ class MTAdam(TermOptimizer):
         norm_init: where a running norm starts: "first_step", at the first gradient, zero or not (published); or
             "first_nonzero", at the first whose norm is above 1e-10. The latter deviates from the publication: there a
             term whose first gradient is zero has too small a running norm, and too large a scale, for some steps.
+        anchor: what the running norms of a layer's terms are brought to: that of the "first" term with a gradient there
+            (published); "none", to 1; their "geometric_mean"; or that of the term of this name (the geometric mean
+            where it has no gradient). Without an anchor and with the geometric mean, neither the order of the terms nor
+            constant factors on the losses matter. A running norm up to 1e-10 counts as no gradient.
+        norms: what a running norm is: the "average" with decay ``betas[2]`` (published); the average "corrected" for
+            its start, as Adam's moments are; or the "peak", the largest norm so far.
+        second_moments: "per_term", of which the largest bounds the step (published); or "shared", one of the sum of the
+            balanced gradients, as in Adam. L2 weight decay is then added once.
         keep_combined_grad: leave the sum of the balanced gradients in ``p.grad`` after a step, at the cost of memory
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
@@ -72,7 +87,6 @@ class MTAdam(TermOptimizer):
     """
 
     hyperparameters: ClassVar[type[Hyperparameters]] = MTAdamHyperparameters
-    per_term = True
 
     def __init__(
         self,
@@ -87,11 +101,16 @@ class MTAdam(TermOptimizer):
         decoupled_weight_decay: bool = False,
         term_weights: TermWeights = None,
         norm_init: str = "first_step",
+        anchor: Term = "first",
+        norms: str = "average",
+        second_moments: str = "per_term",
         keep_combined_grad: bool = False,
         check_finite: bool = False,
         backend: str | Backend = "auto",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
+        if second_moments not in SECOND_MOMENTS:
+            raise ValueError(f"second_moments is {second_moments!r}; it must be one of {', '.join(SECOND_MOMENTS)}")
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -102,10 +121,13 @@ class MTAdam(TermOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "term_weights": term_weights,
             "norm_init": norm_init,
+            "anchor": anchor,
+            "norms": norms,
         }
         super().__init__(
             params,
             defaults,
+            state_layout=StateLayout(has_norms=True, per_term=second_moments == "per_term"),
             keep_combined_grad=keep_combined_grad,
             check_finite=check_finite,
             backend=backend,
@@ -115,6 +137,8 @@ class MTAdam(TermOptimizer):
     def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
         for group in self.param_groups:
             weights_of(group["term_weights"], terms, allow_more=allow_more)
+            if not allow_more:
+                anchor_code(group["anchor"], terms)
 
     def _update(self, steps: Sequence[StepArgs]) -> None:
         for args in steps:

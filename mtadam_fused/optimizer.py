@@ -19,7 +19,7 @@ from .gradients.losses import Losses, check_loss, check_term, named_losses
 from .hyperparameters import Hyperparameters, Term
 from .tables.cache import ParamTableCache
 from .tables.checkpoint import OpaqueState, check_saved, count_terms, rename_old, restore
-from .tables.layout import TermGradients
+from .tables.layout import StateLayout, TermGradients
 from .tables.param_table import ParamTable, check_param
 from .tables.step_args import StepArgs
 
@@ -32,13 +32,13 @@ class TermOptimizer(Optimizer):
     """
 
     hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
-    per_term: ClassVar[bool]  # whether each term has running norms and a second moment of its own
 
     def __init__(
         self,
         params: Any,
         defaults: dict[str, Any],
         *,
+        state_layout: StateLayout,
         keep_combined_grad: bool,
         check_finite: bool,
         backend: str | Backend,
@@ -47,6 +47,7 @@ class TermOptimizer(Optimizer):
         self.keep_combined_grad = keep_combined_grad
         self.check_finite = check_finite
         self.backend = backend
+        self._state_layout = state_layout
         self._communicator = Communicator(process_group)
         self.hyperparameters.from_group(defaults)
         super().__init__(params, defaults)
@@ -56,7 +57,7 @@ class TermOptimizer(Optimizer):
         """Forget the waiting gradients and everything derived from groups and state."""
         self._communicator.set_params(self._params())
         self._collector = GradientCollector(self._communicator)
-        self._table_cache = ParamTableCache(self.per_term)
+        self._table_cache = ParamTableCache(self._state_layout)
         self._validated: list[Hyperparameters] = []
         self._backends: dict[torch.device, Backend] = {}
         self._select_backends()
@@ -266,11 +267,12 @@ class TermOptimizer(Optimizer):
         grads = self._collector.rows(len(self.terms), self._params())
         groups = self._validate_groups()
         weights = [group.weights(self.terms) for group in groups]
+        anchors = [group.anchor_code(self.terms) for group in groups]
         self._check_step(grads)
         if self.check_finite:
             self._collector.check_finite(grads, self.terms)
         tables = self._table_cache.get(self.param_groups, self.state, grads, before=self._select_backends)
-        steps = [self._make_args(table, grads, groups, weights) for table in tables]
+        steps = [self._make_args(table, grads, groups, weights, anchors) for table in tables]
         # Kernels need dense memory: parameters with gaps are stepped in a dense copy.
         for args in steps:
             for row in args.needs_copy:
@@ -299,9 +301,15 @@ class TermOptimizer(Optimizer):
         raise NotImplementedError
 
     def _make_args(
-        self, table: ParamTable, grads: TermGradients, groups: Sequence[Hyperparameters], weights: list[list[float]]
+        self,
+        table: ParamTable,
+        grads: TermGradients,
+        groups: Sequence[Hyperparameters],
+        weights: list[list[float]],
+        anchors: list[int],
     ) -> StepArgs:
-        args = StepArgs(table, [list(map(term.__getitem__, table.positions)) for term in grads], groups, weights)
+        own_grads = [list(map(term.__getitem__, table.positions)) for term in grads]
+        args = StepArgs(table, own_grads, groups, weights, anchors)
         if self.keep_combined_grad:
             pairs = zip(table.dense, args.has_grad, strict=True)
             args.combined = [torch.empty_like(dense) if has_grad else None for dense, has_grad in pairs]
@@ -346,7 +354,7 @@ class TermOptimizer(Optimizer):
         terms = count_terms(saved) if names is None else len(names)
         if len(positions) == len(params):  # else torch refuses
             for param, i in zip(params, positions, strict=True):
-                check_saved(saved.get(i, {}), param, i, terms, self.per_term)
+                check_saved(saved.get(i, {}), param, i, terms, self._state_layout)
         for group in saved_groups:  # after the state, which shows more clearly that it is another optimizer's
             self.hyperparameters.from_group({**self.defaults, **group})
         super().load_state_dict({**state_dict, "state": {i: OpaqueState(state) for i, state in saved.items()}})
@@ -354,7 +362,8 @@ class TermOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and copying keep: everything but the gradients that wait for a step."""
         return super().__getstate__() | {
-            name: getattr(self, name) for name in ("keep_combined_grad", "check_finite", "backend", "_communicator")
+            name: getattr(self, name)
+            for name in ("keep_combined_grad", "check_finite", "backend", "_communicator", "_state_layout")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -367,5 +376,5 @@ class TermOptimizer(Optimizer):
         names = self.param_groups[0].get("terms")
         self._set_terms(range(count_terms(saved)) if names is None else names)
         for p, value in saved.items():
-            self.state[p] = restore(value, p, len(self.terms), self.per_term)
+            self.state[p] = restore(value, p, len(self.terms), self._state_layout)
         self._reset()

@@ -20,6 +20,11 @@ from torch import Tensor
 
 TINY_NORM = 1e-10  # running norms at or below it count as zero: no anchor, no scaling (published value)
 
+# How a running norm remembers, and what a layer's terms are balanced against where it is not the position of a term: the
+# codes of csrc/update_math.h.
+AVERAGE, CORRECTED, PEAK = 0, 1, 2
+FIRST, NO_ANCHOR, GEOMETRIC_MEAN = -1, -2, -3
+
 
 def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of moments and sums for parameters of ``dtype``."""
@@ -39,22 +44,46 @@ def is_finite(x: Tensor) -> Tensor:
     return x.isfinite()
 
 
-def running_norm(norm_avg: Tensor, norm: Tensor, beta3: Tensor, first_nonzero: Tensor) -> Tensor:
+def norm_decay(beta3: Tensor, step: Tensor, corrected: Tensor) -> Tensor:
+    """Return the decay of a layer's running norms at its step, from 1; float64, as the arguments.
+
+    With bias correction it grows from 0 to ``beta3``: the running norm of a term that is there from the first step is
+    then the average started at zero, divided by ``1 - beta3**step``.
+    """
+    return torch.where(corrected, beta3 * (1 - beta3 ** (step - 1)) / (1 - beta3**step), beta3)
+
+
+def running_norm(norm_avg: Tensor, norm: Tensor, decay: Tensor, first_nonzero: Tensor, peak: Tensor) -> Tensor:
     """Return the running norm after a step whose gradient has the given norm.
 
     A norm that is not finite is left out, so that one bad gradient does not spoil all steps after it. With
-    ``first_nonzero`` the running norm starts at the first norm above :data:`TINY_NORM` instead of the first one.
+    ``first_nonzero`` the running norm starts at the first norm above :data:`TINY_NORM` instead of the first one. With
+    ``peak`` it is the largest norm so far.
     """
     start = torch.where(first_nonzero & ~(norm > TINY_NORM), norm_avg, norm)
-    average = torch.where(has_started(norm_avg), beta3 * norm_avg + (1 - beta3) * norm, start)
-    return torch.where(is_finite(norm), average, norm_avg)
+    moved = torch.where(peak, torch.maximum(norm_avg, norm), decay * norm_avg + (1 - decay) * norm)
+    return torch.where(is_finite(norm), torch.where(has_started(norm_avg), moved, start), norm_avg)
 
 
-def anchor_of(norm_avg: Tensor) -> Tensor:
-    """Return ``[L, 1]``: the running norm of each layer's first term above :data:`TINY_NORM`, 0 where none is."""
+def anchor_of(norm_avg: Tensor, anchor: Tensor) -> Tensor:
+    """Return ``[L, 1]``: what each layer's terms are balanced against.
+
+    Of their running norms above :data:`TINY_NORM` it is that of the term at position ``anchor``, or the first, or their
+    geometric mean, 0 where none is; or 1 without an anchor. The geometric mean also stands in for a term whose running
+    norm is not above TINY_NORM.
+
+    Args:
+        norm_avg: ``[L, K]`` running norms.
+        anchor: ``[L, 1]`` int64: the position of a term, or a code.
+    """
     is_active = norm_avg > TINY_NORM
+    logs = norm_avg.double().where(is_active, 1.0).log()
+    active = is_active.sum(dim=1, keepdim=True)
+    mean = (logs.sum(dim=1, keepdim=True) / active.clamp(min=1)).exp().where(active > 0, 0.0).to(norm_avg.dtype)
     first = is_active.int().argmax(dim=1, keepdim=True)
-    return norm_avg.gather(1, first).where(is_active.gather(1, first), 0.0)
+    position = torch.where(anchor == FIRST, first, anchor.clamp(min=0))
+    has_position = is_active.gather(1, position) & (anchor != GEOMETRIC_MEAN)
+    return torch.where(has_position, norm_avg.gather(1, position), mean).where(anchor != NO_ANCHOR, 1.0)
 
 
 def term_scale(norm_avg: Tensor, anchor: Tensor, weight: Tensor) -> Tensor:
@@ -100,7 +129,7 @@ def first_moment(exp_avg: Tensor, combined: Tensor, beta1: float) -> Tensor:
 
 
 def second_moment(exp_avg_sq: Tensor, h: Tensor, beta2: float) -> Tensor:
-    """Return v_k after a step: one per term. CombinedAdam has one for all, with the combined gradient as h."""
+    """Return v_k after a step: one per term, or one for all with the combined gradient as h."""
     return beta2 * exp_avg_sq + (1 - beta2) * h * h
 
 
@@ -161,27 +190,37 @@ def term_norms(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor
     return torch.stack(rows)
 
 
+class BalanceRule(NamedTuple):
+    """How each layer is balanced; all ``[L, 1]``."""
+
+    beta3: Tensor  # float64, decay of the running norms
+    first_nonzero: Tensor  # bool, whether a running norm starts at the first norm above TINY_NORM
+    norms: Tensor  # int64, how a running norm remembers: a code
+    anchor: Tensor  # int64, what the terms are balanced against: the position of a term, or a code
+
+
 def balance(
-    norms: Tensor, norm_avg: Tensor, weights: Tensor, beta3: Tensor, first_nonzero: Tensor
+    norms: Tensor, norm_avg: Tensor, weights: Tensor, steps: Tensor, rule: BalanceRule
 ) -> tuple[Tensor, Tensor]:
     """Stage 2: advance the running norms, and compute each gradient's scale.
 
-    The anchor of a layer is its first term whose running norm is above :data:`TINY_NORM`. The others are brought to the
-    anchor's running norm, times the user's weight. Norms that are not finite (NaN where a term is absent) leave the
-    running norm as it was.
+    All terms of a layer are brought to the running norm of its anchor (see :func:`anchor_of`), times the user's weight.
+    Norms that are not finite (NaN where a term is absent) leave the running norm as it was.
 
     Args:
         norms: ``[L, K]`` of this step.
         norm_avg: ``[L, K]`` running norms before this step, NaN where none has started.
         weights: ``[L, K]`` term weights.
-        beta3: ``[L, 1]`` decay of the running norms.
-        first_nonzero: ``[L, 1]`` bool; whether a running norm starts at the first norm above TINY_NORM.
+        steps: ``[L]`` numbers of the layers' steps, from 1.
+        rule: how to balance.
 
     Returns:
         ``[L, K]`` running norms after this step, and ``[L, K]`` scales.
     """
-    norm_avg = running_norm(norm_avg, norms, beta3, first_nonzero)
-    return norm_avg, term_scale(norm_avg, anchor_of(norm_avg), weights)
+    corrected, peak = rule.norms == CORRECTED, rule.norms == PEAK
+    decay = norm_decay(rule.beta3, steps.double().unsqueeze(1), corrected).to(norms.dtype)
+    norm_avg = running_norm(norm_avg, norms, decay, rule.first_nonzero, peak)
+    return norm_avg, term_scale(norm_avg, anchor_of(norm_avg, rule.anchor), weights)
 
 
 def mtadam_update(

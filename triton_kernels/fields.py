@@ -7,7 +7,10 @@ import triton.language as tl
 
 CHUNK = ("row", "begin", "end", "number")
 ROW = ("param", "exp_avg", "numel", "group", "param_type")
-GROUP = ("lr", "beta1", "beta2", "beta3", "eps", "l2_decay", "decoupled_decay", "grad_sign", "first_nonzero")
+GROUP = (
+    *("lr", "beta1", "beta2", "beta3", "eps", "l2_decay", "decoupled_decay", "grad_sign"),
+    *("first_nonzero", "norms", "anchor"),
+)
 FACTORS = ("step_size", "inv_correction2", "eps", "decay")
 
 CHUNK_SIZE = tl.constexpr(len(CHUNK))
@@ -31,6 +34,8 @@ GROUP_L2_DECAY = tl.constexpr(GROUP.index("l2_decay"))
 GROUP_DECOUPLED_DECAY = tl.constexpr(GROUP.index("decoupled_decay"))
 GROUP_GRAD_SIGN = tl.constexpr(GROUP.index("grad_sign"))
 GROUP_FIRST_NONZERO = tl.constexpr(GROUP.index("first_nonzero"))
+GROUP_NORMS = tl.constexpr(GROUP.index("norms"))
+GROUP_ANCHOR = tl.constexpr(GROUP.index("anchor"))
 
 FACTORS_SIZE = tl.constexpr(len(FACTORS))
 FACTORS_STEP_SIZE = tl.constexpr(FACTORS.index("step_size"))

@@ -11,6 +11,10 @@ import triton.language as tl
 TINY_NORM = tl.constexpr(1e-10)
 INFINITY = tl.constexpr(float("inf"))
 
+# How a running norm remembers, and what a layer's terms are balanced against: the codes of csrc/update_math.h.
+CORRECTED, PEAK = tl.constexpr(1), tl.constexpr(2)
+FIRST, NO_ANCHOR = tl.constexpr(-1), tl.constexpr(-2)
+
 
 @triton.jit
 def quotient(a, b):
@@ -43,19 +47,37 @@ def is_finite(x):
 
 
 @triton.jit
-def running_norm(norm_avg, norm, beta3, first_nonzero):
-    """Return the running norm after a step whose gradient has the given norm. One that is not finite is left out."""
-    average = beta3 * norm_avg + (1 - beta3) * norm
-    start = tl.where(first_nonzero, tl.where(norm > TINY_NORM, norm, norm_avg), norm)
-    return tl.where(is_finite(norm), tl.where(has_started(norm_avg), average, start), norm_avg)
+def norm_decay(beta3, step, corrected, C: tl.constexpr):
+    """Return the decay of a layer's running norms at its step, from 1; corrected, it grows from 0 to beta3."""
+    grown = beta3 * (1 - power(beta3, step - 1)) / (1 - power(beta3, step))
+    return tl.where(corrected, grown, beta3).to(C)
 
 
 @triton.jit
-def anchor_of(norm_avg, WIDTH: tl.constexpr):
-    """Return the running norm of a layer's first term above TINY_NORM, 0 where none is; of ``norm_avg`` [WIDTH]."""
+def running_norm(norm_avg, norm, decay, first_nonzero, peak):
+    """Return the running norm after a step whose gradient has the given norm. One that is not finite is left out."""
+    average = decay * norm_avg + (1 - decay) * norm
+    moved = tl.where(peak, tl.where(norm > norm_avg, norm, norm_avg), average)
+    start = tl.where(first_nonzero, tl.where(norm > TINY_NORM, norm, norm_avg), norm)
+    return tl.where(is_finite(norm), tl.where(has_started(norm_avg), moved, start), norm_avg)
+
+
+@triton.jit
+def anchor_of(norm_avg, anchor, WIDTH: tl.constexpr):
+    """Return what a layer's terms are balanced against, of their running norms ``norm_avg`` [WIDTH] above TINY_NORM.
+
+    That of the term at position ``anchor``, or the first, or their geometric mean, 0 where none is; or 1 without an
+    anchor. The geometric mean also stands in for a term whose running norm is not above TINY_NORM.
+    """
     term = tl.arange(0, WIDTH)
-    first = tl.min(tl.where(norm_avg > TINY_NORM, term, WIDTH), axis=0)
-    return tl.sum(tl.where(term == first, norm_avg, 0.0), axis=0)
+    is_active = norm_avg > TINY_NORM
+    active = tl.sum(is_active.to(tl.int32), axis=0)
+    logs = tl.sum(tl.log(tl.where(is_active, norm_avg, 1.0).to(tl.float64)), axis=0)
+    mean = tl.where(active > 0, tl.exp(logs / tl.maximum(active, 1)), 0.0).to(norm_avg.dtype)
+    first = tl.min(tl.where(is_active, term, WIDTH), axis=0)
+    chosen = (term == tl.where(anchor == FIRST, first, anchor)) & is_active
+    found = tl.sum(tl.where(chosen, norm_avg, 0.0), axis=0)
+    return tl.where(anchor == NO_ANCHOR, 1.0, tl.where(found > 0, found, mean)).to(norm_avg.dtype)
 
 
 @triton.jit
@@ -85,7 +107,7 @@ def first_moment(exp_avg, combined, beta1, one_minus_beta1):
 
 @triton.jit
 def second_moment(exp_avg_sq, h, beta2, one_minus_beta2):
-    """Return v_k after a step: one per term. CombinedAdam has one for all, with the combined gradient as h."""
+    """Return v_k after a step: one per term, or one for all with the combined gradient as h."""
     return beta2 * exp_avg_sq + one_minus_beta2 * h * h
 
 
@@ -108,7 +130,7 @@ def add_term(grad, scale, param, exp_avg_sq, combined, scalars):
 
 @triton.jit
 def power(beta, step):
-    """Return ``beta**step`` in float64, for beta in [0, 1) and step from 1."""
+    """Return ``beta**step`` in float64, for beta in [0, 1); 0 for beta 0, whatever the step is."""
     return tl.where(beta > 0, tl.exp(step * tl.log(tl.where(beta > 0, beta, 1.0))), 0.0)
 
 

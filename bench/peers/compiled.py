@@ -34,13 +34,14 @@ def reference_step(
     """Make a whole step with the functions of the reference, for torch.compile. Change all but ``grads``."""
     step.add_(1)
     norms = reference.term_norms(list(zip(*grads, strict=True)), like=norm_avg)
-    advanced, scales = reference.balance(
-        norms,
-        norm_avg,
-        weights=torch.ones_like(norm_avg),
-        beta3=torch.full_like(norm_avg[:, :1], 0.9),
-        first_nonzero=torch.zeros_like(norm_avg[:, :1], dtype=torch.bool),
+    rows = norm_avg[:, :1]
+    rule = reference.BalanceRule(
+        beta3=torch.full_like(rows, 0.9, dtype=torch.float64),
+        first_nonzero=torch.zeros_like(rows, dtype=torch.bool),
+        norms=torch.full_like(rows, reference.AVERAGE, dtype=torch.int64),
+        anchor=torch.full_like(rows, reference.FIRST, dtype=torch.int64),
     )
+    advanced, scales = reference.balance(norms, norm_avg, torch.ones_like(norm_avg), step.expand(len(params)), rule)
     norm_avg.copy_(advanced)
     factors = reference.step_factors(1e-3, 0.9, 0.999, 1e-8, 0.0, step)
     scalars = reference.RowScalars(grad_sign=1.0, beta1=0.9, beta2=0.999, l2_decay=0.0, factors=factors)

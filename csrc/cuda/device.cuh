@@ -215,8 +215,8 @@ void launch_blocks(void (*kernel)(S), int64_t blocks, cudaStream_t stream, const
   if (blocks) launch(kernel, unsigned(blocks), threads, stream, args);
 }
 
-// Each launches its kernels, which are in the file of the same name (fold_norms: term_norms), for args of so many
-// chunks.
+// Each launches its kernels, which are in the file of the same name (fold_norms: term_norms, begin_step:
+// combined_adam), for args of so many chunks.
 template <class S>
 void term_norms(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
@@ -229,6 +229,8 @@ template <class S>
 void mtadam_step(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
 void term_gram(const S& args, int64_t chunks, cudaStream_t stream);
+template <class S>
+void begin_step(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
 void combined_adam(const S& args, int64_t chunks, cudaStream_t stream);
 

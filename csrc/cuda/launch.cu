@@ -60,6 +60,7 @@ void launch_stages(const S& args, int64_t chunks, unsigned stages, cudaStream_t 
   if (stages & kMtadamUpdate) mtadam_update(args, chunks, stream);
   if (stages & kMtadamStep) mtadam_step(args, chunks, stream);
   if (stages & kTermGram) term_gram(args, chunks, stream);
+  if (stages & kBeginStep) begin_step(args, chunks, stream);
   if (stages & kCombinedAdam) combined_adam(args, chunks, stream);
 }
 

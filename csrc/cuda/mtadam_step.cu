@@ -46,8 +46,8 @@ struct Progress {
   }
 };
 
-// A block for the norms of each chunk, and one for its update.
-template <class S>
+// A block for the norms of each chunk, and one for its update: with one second moment, or one per term.
+template <class S, bool kOneMoment>
 __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic>)
     mtadam_step_kernel(const __grid_constant__ S args) {
   __shared__ int32_t work;
@@ -63,7 +63,10 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic
   Progress<S> row(args, chunk.row);
   if (is_update) {
     row.begin_update();
-    mtadam_update_chunk(args, chunk);
+    if constexpr (kOneMoment)
+      combined_adam_chunk(args, chunk);
+    else
+      mtadam_update_chunk(args, chunk);
   } else {
     chunk_norms(args, chunk);
     if (!row.end_norms()) return;
@@ -77,7 +80,8 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic
 
 template <class S>
 void mtadam_step(const S& args, int64_t chunks, cudaStream_t stream) {
-  launch_blocks(mtadam_step_kernel<S>, 2 * chunks, stream, args);
+  launch_blocks(args.moments == 1 ? mtadam_step_kernel<S, true> : mtadam_step_kernel<S, false>, 2 * chunks, stream,
+                args);
 }
 
 MTADAM_INSTANTIATE(mtadam_step)

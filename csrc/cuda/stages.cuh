@@ -1,4 +1,4 @@
-// The three stages of MTAdam for one block: sums over a chunk, scalars of a row, update of a chunk.
+// The stages of MTAdam and CombinedAdam for one block: sums over a chunk, scalars of a row, updates of a chunk.
 #pragma once
 
 #include "products.cuh"
@@ -41,11 +41,12 @@ __device__ inline void balance_row(const S& args, int64_t r) {
   const Group& g = args.group[number];
   const C* const norm = args.norm + r * terms;
   C* const norm_avg = args.norm_avg + r * terms;
-  if (threadIdx.x == kThreads - 1) begin_row(args, r);
+  const C decay = norm_decay<C>(g.beta3, double(args.steps[r]) + 1, g.norms == kCorrected);
   for (int64_t k = threadIdx.x; k < terms; k += kThreads)
-    norm_avg[k] = running_norm(norm_avg[k], norm[k], C(g.beta3), g.first_nonzero != 0);
+    norm_avg[k] = running_norm(norm_avg[k], norm[k], decay, g.first_nonzero != 0, g.norms == kPeak);
   __syncthreads();
-  const C anchor = anchor_of(terms, norm_avg);
+  if (threadIdx.x == kThreads - 1) begin_row(args, r);  // counts the step that the others have read
+  const C anchor = anchor_of(terms, norm_avg, int64_t(g.anchor));
   for (int64_t k = threadIdx.x; k < terms; k += kThreads)
     args.scale[r * terms + k] = term_scale(norm_avg[k], anchor, C(args.weight[number * terms + k]));
 }
@@ -98,11 +99,49 @@ __device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& args, 
   advance<P>(args, state, row, combined, combined, largest);
 }
 
-// Stage 3.
+// Stage 3 with a second moment per term.
 template <class S>
 __device__ inline void mtadam_update_chunk(const S& args, const Chunk& chunk) {
   update_chunk(args, chunk, [&](auto elements, const auto& state, const auto& row) {
     mtadam_update_elements(elements, args, state, row);
+  });
+}
+
+// Terms whose gradients are in flight from memory at the same time.
+constexpr int kTermsPerSumTile = 4;
+
+template <int V, class P, class G, class S, class C>
+__device__ inline void combined_adam_elements(Elements<V, P, G>, const S& args, const State<C, V>& state,
+                                              const RowScalars<C>& row) {
+  C* const exp_avg_sq_at = element<C>(args.exp_avg_sq[state.r], state.i);
+  Pack<C, V> exp_avg_sq = load_pack<C, V>(exp_avg_sq_at), combined = {}, gradient;
+  const C* const weights = args.scale + state.r * args.terms;
+  for (int64_t first = 0; first < args.terms; first += kTermsPerSumTile) {
+    const Tile<G, kTermsPerSumTile> tile(args, state.r, first);
+    Pack<C, V> g[kTermsPerSumTile];
+#pragma unroll
+    for (int k = 0; k < kTermsPerSumTile; ++k) g[k] = tile.template load<C, V>(k, state.i);
+#pragma unroll
+    for (int k = 0; k < kTermsPerSumTile; ++k) {
+      const C weight = tile.grad[k] ? weights[first + k] : C(0);
+#pragma unroll
+      for (int j = 0; j < V; ++j) combined.at[j] = add_weighted(combined.at[j], g[k].at[j], weight);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    gradient.at[j] = balanced_gradient(combined.at[j], row.grad_sign, state.param.at[j], row.l2_decay);
+    exp_avg_sq.at[j] = second_moment(exp_avg_sq.at[j], gradient.at[j], row.beta2, row.one_minus_beta2);
+  }
+  store_pack(exp_avg_sq_at, exp_avg_sq);
+  advance<P>(args, state, row, gradient, combined, bound_of(args, state.r, state.i, exp_avg_sq));
+}
+
+// Stage 3 with one second moment, and Adam's step on the weighted sum.
+template <class S>
+__device__ inline void combined_adam_chunk(const S& args, const Chunk& chunk) {
+  update_chunk(args, chunk, [&](auto elements, const auto& state, const auto& row) {
+    combined_adam_elements(elements, args, state, row);
   });
 }
 

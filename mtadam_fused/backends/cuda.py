@@ -54,6 +54,15 @@ def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
     return torch.cat([numbers, ~numbers])[places].to(torch.int32)
 
 
+# The stages that read or write sums over chunks. BALANCE does where norms come before it in the same call.
+NEED_PARTIAL = frozenset(("TERM_NORMS", "TERM_GRAM", "MTADAM_STEP"))
+
+
+def update_stage(args: StepArgs) -> str:
+    """Return the stage that updates parameters: with a second moment for each term, or one for all."""
+    return "MTADAM_UPDATE" if args.table.layout.per_term else "COMBINED_ADAM"
+
+
 class CudaBuffers(DeviceBuffers):
     """The device memory of the CUDA kernels: also the chunks, and the queue of the one-launch step."""
 
@@ -96,19 +105,19 @@ class CudaBackend:
         self._run(args, "BALANCE")
 
     def mtadam_update(self, args: StepArgs) -> None:
-        self._run(args, "MTADAM_UPDATE")
+        self._run(args, update_stage(args))
 
     def mtadam_step(self, args: StepArgs) -> None:
         if self._one_launch:
             self._run(args, "MTADAM_STEP")
         else:
-            self._run(args, "TERM_NORMS", "BALANCE", "MTADAM_UPDATE")
+            self._run(args, "TERM_NORMS", "BALANCE", update_stage(args))
 
     def term_gram(self, args: StepArgs) -> None:
         self._run(args, "TERM_GRAM")
 
     def combined_adam(self, args: StepArgs) -> None:
-        self._run(args, "COMBINED_ADAM")
+        self._run(args, "BEGIN_STEP", "COMBINED_ADAM")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CudaBackend":
         return self  # the buffers are of tables, which no copy shares
@@ -141,7 +150,7 @@ class CudaBackend:
                 "chunk": buffers.chunk.data_ptr(),
                 "chunks": len(buffers.chunk),
                 "chunk_elements": buffers.chunk_elements,
-                "partial": 0 if stages in (("BALANCE",), ("COMBINED_ADAM",)) else buffers.partial.data_ptr(),
+                "partial": buffers.partial.data_ptr() if NEED_PARTIAL.intersection(stages) else 0,
                 "factors": buffers.factors.data_ptr(),
                 "order": buffers.order(args).data_ptr() if stages == ("MTADAM_STEP",) else 0,
                 "queue": buffers.queue.data_ptr(),

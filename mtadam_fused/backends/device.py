@@ -127,7 +127,9 @@ class DeviceBuffers:
         self.chunk_start = starts.to(table.device)
         self.factors = torch.empty(4 * len(table.params), dtype=table.dtype, device=table.device)
         # A sum of squares for each term and chunk, or a product of each pair of terms.
-        self._sums = len(self.chunks) * (table.terms if table.per_term else table.terms * (table.terms + 1) // 2)
+        self._sums = len(self.chunks) * (
+            table.terms if table.layout.has_norms else table.terms * (table.terms + 1) // 2
+        )
         values = args.group_table + args.weight_table
         self._hyperparameters = on_device(values, table.device)
         self._copied = values.tobytes()

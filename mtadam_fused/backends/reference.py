@@ -35,19 +35,23 @@ class ReferenceBackend:
             """Return the ``values`` of the groups, for each row."""
             return torch.tensor([values[i] for i in table.group_indices], dtype=dtype, device=table.device)
 
-        norm_avg, scales = reference.balance(
-            table.norms,
-            table.norm_avg,
-            per_row(args.weights, table.dtype),
-            per_row([[g.norm_rule[0]] for g in args.groups], table.dtype),
-            per_row([[g.norm_rule[1]] for g in args.groups], torch.bool),
+        count_step(args)
+        rules = [group.norm_rule for group in args.groups]
+        rule = reference.BalanceRule(
+            beta3=per_row([[rule.beta3] for rule in rules], torch.float64),
+            first_nonzero=per_row([[rule.first_nonzero] for rule in rules], torch.bool),
+            norms=per_row([[rule.norms] for rule in rules], torch.int64),
+            anchor=per_row([[anchor] for anchor in args.anchors], torch.int64),
         )
+        weights = per_row(args.weights, table.dtype)
+        norm_avg, scales = reference.balance(table.norms, table.norm_avg, weights, table.steps, rule)
         table.norm_avg.copy_(norm_avg)
         table.scales.copy_(scales)
-        table.steps += torch.tensor(args.has_grad, device=table.device)
 
     def mtadam_update(self, args: StepArgs) -> None:
         table = args.table
+        if not table.layout.per_term:
+            return update_combined(args)
         for row in compress(range(len(table.params)), args.has_grad):
             combined = reference.mtadam_update(
                 table.dense[row].detach(),
@@ -70,19 +74,29 @@ class ReferenceBackend:
         args.table.gram.copy_(reference.term_gram(grads, like=args.table.norms))
 
     def combined_adam(self, args: StepArgs) -> None:
-        table = args.table
-        table.steps += torch.tensor(args.has_grad, device=table.device)
-        for row in compress(range(len(table.params)), args.has_grad):
-            combined = reference.combined_adam(
-                table.dense[row].detach(),
-                [term[row] for term in args.grads],
-                table.scales[row],
-                to_local(table.states[row]["exp_avg"]),
-                to_local(table.states[row]["exp_avg_sq"]),
-                table.max_exp_avg_sqs[0][row],
-                row_scalars(args, row),
-            )
-            leave_combined(args, row, combined)
+        count_step(args)
+        update_combined(args)
+
+
+def count_step(args: StepArgs) -> None:
+    """Count the step of each row that a term reaches."""
+    args.table.steps += torch.tensor(args.has_grad, device=args.table.device)
+
+
+def update_combined(args: StepArgs) -> None:
+    """Make Adam's step, with one second moment, on the sum of the gradients times the table's scales."""
+    table = args.table
+    for row in compress(range(len(table.params)), args.has_grad):
+        combined = reference.combined_adam(
+            table.dense[row].detach(),
+            [term[row] for term in args.grads],
+            table.scales[row],
+            to_local(table.states[row]["exp_avg"]),
+            to_local(table.states[row]["exp_avg_sq"]),
+            table.max_exp_avg_sqs[0][row],
+            row_scalars(args, row),
+        )
+        leave_combined(args, row, combined)
 
 
 def row_scalars(args: StepArgs, row: int) -> reference.RowScalars:

@@ -124,7 +124,8 @@ class StepLauncher:
         self.balance(fold=True)
 
     def mtadam_update(self) -> None:
-        self._update(self._kernels.mtadam_update)
+        per_term = self._args.table.layout.per_term
+        self._update(self._kernels.mtadam_update if per_term else self._kernels.combined_adam)
 
     def term_gram(self) -> None:
         b, table = self._buffers, self._args.table

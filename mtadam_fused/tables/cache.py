@@ -10,19 +10,15 @@ from torch import Tensor
 
 from ..distributed.dtensor import to_local, to_locals
 from ..reference import arithmetic_type
-from .layout import State, TermGradients, exp_avg_sq_names, fit_gradients, grow_state, moments
+from .layout import State, StateLayout, TermGradients, fit_gradients, grow_state, moments
 from .param_table import ParamTable
 
 
 class ParamTableCache:
-    """Build the tables of one optimizer, and rebuild them when what they were built from has changed.
+    """Build the tables of one optimizer, and rebuild them when what they were built from has changed."""
 
-    Args:
-        per_term: whether each term has running norms and a second moment of its own.
-    """
-
-    def __init__(self, per_term: bool) -> None:
-        self._per_term = per_term
+    def __init__(self, state_layout: StateLayout) -> None:
+        self._state_layout = state_layout
         self._has_shards = True  # whether any parameter may be a DTensor
         self._tables: list[ParamTable] = []
         self._layout: object = None
@@ -55,13 +51,13 @@ class ParamTableCache:
             for i, p in enumerate(params):
                 terms = [k for k, row in enumerate(grads) if row[i] is not None]
                 if terms or p in state:
-                    grow_state(state[p], p, terms, amsgrad[i], self._per_term)
-            self._tables = build_tables(groups, state, len(grads), self._per_term)
+                    grow_state(state[p], p, terms, amsgrad[i], self._state_layout)
+            self._tables = build_tables(groups, state, len(grads), self._state_layout)
             self._has_shards = any(table.has_shards for table in self._tables)
             self._layout = self._layout_of(groups, params, len(grads))
             self._state_values = list(iter_state_values(state))
             self._sampled_pointers = sample_pointers(state)
-            names = [exp_avg_sq_names([k], self._per_term)[0] for k in range(len(grads))]
+            names = [self._state_layout.exp_avg_sq_names([k])[0] for k in range(len(grads))]
             self._has_state = [[name in state.get(p, ()) for p in params] for name in names]
             self._all_have_state = all(map(all, self._has_state))
         return self._tables
@@ -118,7 +114,7 @@ def check_state(state: MutableMapping[Tensor, State], params: list[Tensor]) -> N
 
 
 def build_tables(
-    groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int, per_term: bool
+    groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int, state_layout: StateLayout
 ) -> list[ParamTable]:
     """Build one table per device and arithmetic dtype of the parameters of ``groups``."""
     members: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor, int]]] = {}
@@ -132,7 +128,7 @@ def build_tables(
             device=device,
             dtype=dtype,
             terms=terms,
-            per_term=per_term,
+            layout=state_layout,
             positions=[position for position, _, _ in rows],
             params=[p for _, p, _ in rows],
             group_indices=[group_index for _, _, group_index in rows],

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,19 @@ from ..reference import arithmetic_type
 
 State = dict[str, Any]  # of one parameter
 TermGradients = list[list[Tensor | None]]  # [K][parameters], None where a term does not reach the parameter
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """What an optimizer keeps for each parameter, beside its step count and its first moment."""
+
+    has_norms: bool  # running norms of the terms
+    per_term: bool  # a second moment for each term, or one for all
+
+    def exp_avg_sq_names(self, terms: Iterable[int]) -> list[str]:
+        """Return the names of the second moments of ``terms``: one each, or one for all."""
+        return [f"exp_avg_sq{k}" for k in terms] if self.per_term else ["exp_avg_sq"]
+
 
 _MOMENT = re.compile(r"(max_exp_avg_sq|exp_avg_sq|exp_avg)(\d*)")
 
@@ -69,12 +83,7 @@ def moments(state: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     return {name: (match[1], int(match[2] or -1)) for name, match in found if match}
 
 
-def exp_avg_sq_names(terms: Iterable[int], per_term: bool) -> list[str]:
-    """Return the names of the second moments of ``terms`` in a state: one each, or one for all."""
-    return [f"exp_avg_sq{k}" for k in terms] if per_term else ["exp_avg_sq"]
-
-
-def grow_state(state: State, param: Tensor, terms: Sequence[int], amsgrad: bool, per_term: bool) -> None:
+def grow_state(state: State, param: Tensor, terms: Sequence[int], amsgrad: bool, layout: StateLayout) -> None:
     """Add the state that ``param`` lacks for ``terms``, filled with zeros, and give all state its strides."""
     dtype = arithmetic_type(param.dtype)
 
@@ -82,9 +91,9 @@ def grow_state(state: State, param: Tensor, terms: Sequence[int], amsgrad: bool,
         return torch.zeros_like(param, dtype=dtype, requires_grad=False)
 
     state.setdefault("step", torch.zeros((), dtype=torch.float32, device=param.device))
-    if per_term:
+    if layout.has_norms:
         state.setdefault("norm_avg", torch.empty(0, dtype=dtype, device=param.device))
-    for name in ("exp_avg", *exp_avg_sq_names(terms, per_term)):
+    for name in ("exp_avg", *layout.exp_avg_sq_names(terms)):
         if name not in state:
             state[name] = zeros()
     for name in moments(state):

@@ -24,7 +24,7 @@ from ..distributed.dtensor import (
     to_local,
     to_locals,
 )
-from .layout import State, dense_like, exp_avg_sq_names
+from .layout import State, StateLayout, dense_like
 
 # Storage dtypes and their codes in csrc/launch.h.
 STORAGE_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -42,7 +42,7 @@ class ParamTable:
     device: torch.device
     dtype: torch.dtype  # of the arithmetic
     terms: int
-    per_term: bool  # whether each term has running norms and a second moment of its own
+    layout: StateLayout
     positions: list[int]  # [L] of the parameters in the optimizer
     params: list[Tensor]  # [L]
     group_indices: list[int]  # [L] of the parameter groups
@@ -117,13 +117,13 @@ class ParamTable:
     @cached_property
     def exp_avg_sqs(self) -> Moments:
         """[moments][L] second moments."""
-        names = exp_avg_sq_names(range(self.terms), self.per_term)
+        names = self.layout.exp_avg_sq_names(range(self.terms))
         return [[to_local(state.get(name)) for state in self.states] for name in names]
 
     @cached_property
     def max_exp_avg_sqs(self) -> Moments:
         """[moments][L] maxima of the second moments where AMSGrad is on; they stay in the state when it is off."""
-        names = exp_avg_sq_names(range(self.terms), self.per_term)
+        names = self.layout.exp_avg_sq_names(range(self.terms))
         maxima = [[to_local(state.get(f"max_{name}")) for state in self.states] for name in names]
         return [[m if on else None for m, on in zip(row, self.amsgrad, strict=True)] for row in maxima]
 

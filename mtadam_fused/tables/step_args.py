@@ -19,7 +19,10 @@ from .layout import TermGradients
 from .param_table import STORAGE_TYPES, ParamTable, addresses
 
 # Members of ``Group`` in csrc/launch.h.
-GROUP_FIELDS = ("lr", "beta1", "beta2", "beta3", "eps", "l2_decay", "decoupled_decay", "grad_sign", "first_nonzero")
+GROUP_FIELDS = (
+    *("lr", "beta1", "beta2", "beta3", "eps", "l2_decay", "decoupled_decay", "grad_sign"),
+    *("first_nonzero", "norms", "anchor"),
+)
 
 
 @dataclass
@@ -30,6 +33,7 @@ class StepArgs:
     grads: TermGradients  # [K][L], in the strides of table.dense, None where absent
     groups: Sequence[Hyperparameters]  # of the parameter groups
     weights: list[list[float]]  # [groups][K] the user's term weights
+    anchors: list[int]  # [groups] the codes of what the terms are balanced against
     combined: list[Tensor | None] | None = None  # [L] where to leave the combined gradients, in the parameters' dtypes
 
     @cached_property
@@ -47,10 +51,11 @@ class StepArgs:
     def group_table(self) -> array:
         """``Group`` of csrc/launch.h, for each group; NaN for a learning rate on the device."""
         table = array("d")
-        for group in self.groups:
+        for group, anchor in zip(self.groups, self.anchors, strict=True):
             lr = math.nan if self.has_lr_on_device(group) else float(group.lr)
-            beta3, first_nonzero = group.norm_rule
-            table.extend((lr, *group.betas[:2], beta3, group.eps, *group.decays, group.grad_sign, first_nonzero))
+            beta3, first_nonzero, norms = group.norm_rule
+            table.extend((lr, *group.betas[:2], beta3, group.eps, *group.decays, group.grad_sign))
+            table.extend((first_nonzero, norms, anchor))
         return table
 
     @cached_property
@@ -90,7 +95,7 @@ class StepArgs:
             "norm": table.norms.data_ptr(),
             "norm_avg": table.norm_avg.data_ptr(),
             "scale": table.scales.data_ptr(),
-            "gram": 0 if table.per_term else table.gram.data_ptr(),
+            "gram": 0 if table.layout.has_norms else table.gram.data_ptr(),
         }
 
     @cached_property

@@ -175,7 +175,7 @@ def digest(of_cases: list[Case], backend: str = "cpu") -> str:
     for case in of_cases:
         optimizer = case.run(backend)
         values = [table.scales for table in optimizer._table_cache._tables]
-        values += [t.norms if t.per_term else t.gram for t in optimizer._table_cache._tables]
+        values += [t.norms if t.layout.has_norms else t.gram for t in optimizer._table_cache._tables]
         for p in optimizer.param_groups[0]["params"]:
             values += [p.detach(), *optimizer.state.get(p, {}).values(), *([] if p.grad is None else [p.grad])]
         for value in values:

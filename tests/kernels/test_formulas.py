@@ -78,22 +78,45 @@ def step(random: np.random.Generator) -> np.ndarray:
     return random.integers(1, 50, COUNT).astype(np.float64)
 
 
+def anchor(random: np.random.Generator) -> np.ndarray:
+    """Draw what each layer is balanced against: a code, or the position of a term."""
+    return np.repeat(np.resize([-3.0, -2.0, -1.0, *range(TERMS)], COUNT // TERMS), TERMS)
+
+
 # -- formulas in NumPy -------------------------------------------------------------------------------------------------
 
 
-def running_norm(norm_avg: np.ndarray, norm: np.ndarray, beta3: np.ndarray, first_nonzero: np.ndarray) -> np.ndarray:
+def norm_decay(beta3: np.ndarray, t: np.ndarray, corrected: np.ndarray) -> np.ndarray:
+    """Return the old average's share in that of t norms, whose weights are beta3**i for the norm of i steps ago."""
+    weights = [b ** np.arange(int(n)) for b, n in zip(beta3, t, strict=True)]
+    shares = np.array([w[1:].sum() / w.sum() for w in weights])
+    return np.where(corrected != 0, shares, beta3)
+
+
+def running_norm(norm_avg: Any, norm: Any, decay: Any, first_nonzero: Any, peak: Any) -> np.ndarray:
     found = norm_avg.copy()
     for i in np.flatnonzero(np.isfinite(norm)):
         if not np.isnan(norm_avg[i]):
-            found[i] = beta3[i] * norm_avg[i] + (1 - beta3[i]) * norm[i]
+            moved = decay[i] * norm_avg[i] + (1 - decay[i]) * norm[i]
+            found[i] = max(norm_avg[i], norm[i]) if peak[i] else moved
         elif norm[i] > TINY_NORM or not first_nonzero[i]:
             found[i] = norm[i]
     return found
 
 
-def anchor_of(norm_avg: np.ndarray) -> np.ndarray:
-    layers = norm_avg.reshape(-1, TERMS)
-    return np.repeat([next((x for x in layer if x > TINY_NORM), 0.0) for layer in layers], TERMS)
+def anchor_of(norm_avg: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+    def of_layer(layer: np.ndarray, code: int) -> float:
+        active = layer[layer > TINY_NORM]
+        if code == -2:
+            return 1.0
+        if len(active) == 0:
+            return 0.0
+        if code >= 0 and layer[code] > TINY_NORM:
+            return layer[code]
+        return active[0] if code == -1 else float(np.prod(active ** (1 / len(active))))
+
+    layers = zip(norm_avg.reshape(-1, TERMS), anchor[::TERMS], strict=True)
+    return np.repeat([of_layer(layer, int(code)) for layer, code in layers], TERMS)
 
 
 def term_scale(norm_avg: np.ndarray, anchor: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -121,8 +144,9 @@ def updated_param(param: Any, exp_avg: Any, largest: Any, lr: Any, beta1: Any, b
 FORMULAS: dict[str, tuple[tuple[Draw, ...], Callable[..., Any]]] = {
     "has_started": ((norm,), lambda norm_avg: ~np.isnan(norm_avg)),
     "is_finite": ((norm,), np.isfinite),
-    "running_norm": ((norm, norm, share, flag), running_norm),
-    "anchor_of": ((finite_norm,), anchor_of),
+    "norm_decay": ((share, step, flag), norm_decay),
+    "running_norm": ((norm, norm, share, flag, flag), running_norm),
+    "anchor_of": ((finite_norm, anchor), anchor_of),
     "term_scale": ((finite_norm, positive, number), term_scale),
     "balanced_gradient": ((number, number, number, positive), lambda grad, scale, p, decay: grad * scale + p * decay),
     "add_weighted": ((number, number, number), lambda total, grad, weight: total + weight * grad),
@@ -138,7 +162,8 @@ def check(name: str, language: Language, dtype: type, fault: int | None = None) 
     """Compare a formula of a language with NumPy's.
 
     Args:
-        fault: the argument that NumPy is given one per cent too large, or its opposite where it is a flag or a sign.
+        fault: the argument that NumPy is given one percent too large, or its opposite where it is a flag or a sign,
+            one more step, or another anchor.
 
     Raises:
         TooFar: they disagree.
@@ -149,7 +174,13 @@ def check(name: str, language: Language, dtype: type, fault: int | None = None) 
     found = language(name, arguments, dtype)
     if fault is not None:
         changed = arguments[fault]
-        arguments[fault] = 1 - changed if draws[fault] is flag else -changed if draws[fault] is sign else 1.01 * changed
+        faulty: dict[Draw, np.ndarray] = {
+            flag: 1 - changed,
+            sign: -changed,
+            step: changed + 1,
+            anchor: np.roll(changed, TERMS),
+        }
+        arguments[fault] = faulty.get(draws[fault], 1.01 * changed)
     with np.errstate(invalid="ignore", over="ignore"):
         expected = oracle(*arguments)
     size = max(1.0, *(np.abs(a[np.isfinite(a)]).max() for a in arguments if a is not None)) if name == "add_term" else 1

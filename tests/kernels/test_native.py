@@ -54,7 +54,7 @@ FAULTS = {
     "norm without the last chunk": Fault("cpu/sum_rows.h", "chunks.first_of(r + 1)", "chunks.first_of(r + 1) - 1"),
     "absent counts as zero": Fault("cpu/term_norms.cpp", "std::numeric_limits<C>::quiet_NaN()", "C(0)"),
     "running norm does not wait": Fault(FORMULAS, "first_nonzero && !(norm", "false", "first_nonzero"),
-    "running norm does not move": Fault(FORMULAS, "beta3 * norm_avg + (C(1) - beta3) * norm", "norm_avg"),
+    "running norm does not move": Fault(FORMULAS, "decay * norm_avg + (C(1) - decay) * norm", "norm_avg"),
     "last term is the anchor": Fault(FORMULAS, "return norm_avg[k];", "norm_avg[terms - 1]", "norm_avg[k]"),
     "no term weights": Fault(FORMULAS, "weight * (anchor / norm_avg)", "anchor / norm_avg"),
     "maximize ignored": Fault("launch.h", "C(g.grad_sign)", "C(1)"),

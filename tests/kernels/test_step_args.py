@@ -30,7 +30,7 @@ def step_args() -> StepArgs:
     optimizer = MTAdam([p], backend="reference")
     grads: Any = [[torch.ones(3)]]
     (table,) = optimizer._table_cache.get(optimizer.param_groups, optimizer.state, grads)
-    return StepArgs(table, grads, optimizer._validate_groups(), [[1.0]])
+    return StepArgs(table, grads, optimizer._validate_groups(), [[1.0]], [-1])
 
 
 def test_step_args() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtadam_fused.backends import CudaBackend, device, native
 from mtadam_fused.backends.device import CAPTURES, DeviceBuffers, Staging
+from mtadam_fused.tables.step_args import GROUP_FIELDS
 from tests.support.cuda_emulator import EmulatedCuda
 from tests.support.small_problem import start_training
 
@@ -90,7 +91,7 @@ def test_a_step_outside_of_captures_allows_for_more(capture: Capture, launches: 
     (table,) = training.optimizer._table_cache._tables
     (backend,) = training.optimizer._backends.values()
     assert isinstance(backend, CudaBackend)
-    backend._buffers[table]._staging = Staging(array("d", bytes(8 * 12)), CUDA)
+    backend._buffers[table]._staging = Staging(array("d", bytes(8 * (len(GROUP_FIELDS) + 3))), CUDA)
     for lr in range(3 * CAPTURES):
         if lr % CAPTURES == 0:  # with hyper-parameters that are on the device already
             capture.on = False

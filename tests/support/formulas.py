@@ -31,8 +31,13 @@ Language = Callable[[str, Arrays, type], Arrays]  # name, arguments and dtype to
 # -- Python ------------------------------------------------------------------------------------------------------------
 
 
-def anchor_of(norm_avg: Tensor) -> Tensor:
-    return reference.anchor_of(norm_avg.view(-1, TERMS)).expand(-1, TERMS).flatten()
+def anchor_of(norm_avg: Tensor, anchor: Tensor) -> Tensor:
+    of_layer = anchor.view(-1, TERMS)[:, :1].long()
+    return reference.anchor_of(norm_avg.view(-1, TERMS), of_layer).expand(-1, TERMS).flatten()
+
+
+def norm_decay(beta3: Tensor, step: Tensor, corrected: Tensor) -> Tensor:
+    return reference.norm_decay(beta3.double(), step.double(), corrected != 0).to(beta3.dtype)
 
 
 def add_term(grad: Tensor, scale: Tensor, param: Tensor, exp_avg_sq: Tensor, combined: Tensor, *row: Any) -> Any:
@@ -52,7 +57,10 @@ def updated_param(param: Tensor, exp_avg: Tensor, largest: Tensor, *step: Any) -
 
 
 OF_REFERENCE: dict[str, Callable[..., Any]] = {
-    "running_norm": lambda norm_avg, norm, beta3, first: reference.running_norm(norm_avg, norm, beta3, first != 0),
+    "norm_decay": norm_decay,
+    "running_norm": lambda norm_avg, norm, decay, first, peak: reference.running_norm(
+        norm_avg, norm, decay, first != 0, peak != 0
+    ),
     "anchor_of": anchor_of,
     "add_term": add_term,
     "updated_param": updated_param,

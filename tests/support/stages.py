@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtadam_fused.backends import Backend
-from mtadam_fused.hyperparameters import MTAdamHyperparameters
+from mtadam_fused.hyperparameters import ANCHORS, MTAdamHyperparameters
 from mtadam_fused.tables import ParamTable, StepArgs
 from mtadam_fused.tables.layout import TermGradients
 from oracles.tolerances import TooFar, check_values, same
@@ -23,7 +23,8 @@ def prepare_step(backend: str | Backend, device: str, **problem: Any) -> tuple[S
     grads[1][2] = None
     (table,) = optimizer._table_cache.get(optimizer.param_groups, optimizer.state, grads)
     groups = [MTAdamHyperparameters.from_group(group) for group in optimizer.param_groups]
-    return StepArgs(table, grads, groups, [[1.0] * table.terms]), optimizer._backends[table.device]
+    weights, anchors = [[1.0] * table.terms], [ANCHORS["first"]]
+    return StepArgs(table, grads, groups, weights, anchors), optimizer._backends[table.device]
 
 
 def values(table: ParamTable) -> list[Tensor]:

@@ -26,7 +26,8 @@ const std::map<std::string, Formula<C>>& formulas() {
   static const std::map<std::string, Formula<C>> found = {
       {"has_started", [](const V& x) -> V { return {C(has_started(x[0]))}; }},
       {"is_finite", [](const V& x) -> V { return {C(is_finite(x[0]))}; }},
-      {"running_norm", [](const V& x) -> V { return {running_norm(x[0], x[1], x[2], x[3] != 0)}; }},
+      {"running_norm", [](const V& x) -> V { return {running_norm(x[0], x[1], x[2], x[3] != 0, x[4] != 0)}; }},
+      {"norm_decay", [](const V& x) -> V { return {norm_decay<C>(x[0], x[1], x[2] != 0)}; }},
       {"term_scale", [](const V& x) -> V { return {term_scale(x[0], x[1], x[2])}; }},
       {"balanced_gradient", [](const V& x) -> V { return {balanced_gradient(x[0], x[1], x[2], x[3])}; }},
       {"add_weighted", [](const V& x) -> V { return {add_weighted(x[0], x[1], x[2])}; }},
@@ -35,7 +36,7 @@ const std::map<std::string, Formula<C>>& formulas() {
       {"nan_max", [](const V& x) -> V { return {nan_max(x[0], x[1])}; }},
       {"add_term",
        [](const V& x) -> V {
-         const Group group{0, 0, x[6], 0, 0, x[7], 0, x[5], 0};
+         const Group group{0, 0, x[6], 0, 0, x[7], 0, x[5]};
          C exp_avg_sq = x[3], combined = x[4];
          add_term(x[0], x[1], x[2], row_scalars<C>(group, {}), exp_avg_sq, combined);
          return {exp_avg_sq, combined};
@@ -54,8 +55,10 @@ std::vector<std::vector<C>> evaluate(const std::string& name, const std::vector<
   for (size_t i = 0; i < arguments[0].size(); ++i) {
     std::vector<C> element;
     for (const auto& argument : arguments) element.push_back(argument[i]);
-    const auto of_element = name == "anchor_of" ? std::vector<C>{anchor_of(kTerms, &arguments[0][i / kTerms * kTerms])}
-                                                : formulas<C>().at(name)(element);
+    const size_t first = i / kTerms * kTerms;  // of the layer
+    const auto of_element = name == "anchor_of"
+                                ? std::vector<C>{anchor_of(kTerms, &arguments[0][first], int64_t(arguments[1][first]))}
+                                : formulas<C>().at(name)(element);
     results.resize(of_element.size());
     for (size_t n = 0; n < of_element.size(); ++n) results[n].push_back(of_element[n]);
   }
