@@ -81,7 +81,13 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
 def test_the_order_of_the_terms_does_not_matter(
     anchor: str, late: bool, norms: str, second_moments: str, backend: str
 ) -> None:
-    options = {"lr": 0.05, "weight_decay": 0.1, "anchor": anchor, "norms": norms, "second_moments": second_moments}
+    options: dict[str, Any] = {
+        "lr": 0.05,
+        "weight_decay": 0.1,
+        "anchor": anchor,
+        "norms": norms,
+        "second_moments": second_moments,
+    }
     expected = train(backend, late=late, **options)
     for order in (("c", "b", "a"), ("b", "c", "a")):
         assert difference(train(backend, order, late=late, **options), expected) < 1e-9
@@ -89,7 +95,7 @@ def test_the_order_of_the_terms_does_not_matter(
 
 @each_memory
 def test_the_order_matters_to_the_first_as_anchor(norms: str, second_moments: str, backend: str) -> None:
-    options = {"lr": 0.05, "anchor": "first", "norms": norms, "second_moments": second_moments}
+    options: dict[str, Any] = {"lr": 0.05, "anchor": "first", "norms": norms, "second_moments": second_moments}
     assert difference(train(backend, ("c", "b", "a"), **options), train(backend, **options)) > 1e-3
 
 
@@ -99,7 +105,7 @@ FACTORS = {"a": 1e4, "b": 1e-3, "c": 7.0}
 @each_memory
 @pytest.mark.parametrize("anchor", ANCHORS)
 def test_factors_on_the_losses_do_not_matter(anchor: str, norms: str, second_moments: str, backend: str) -> None:
-    options = INVARIANT | {"anchor": anchor, "norms": norms, "second_moments": second_moments}
+    options: dict[str, Any] = INVARIANT | {"anchor": anchor, "norms": norms, "second_moments": second_moments}
     expected = train(backend, **options)
     assert difference(train(backend, factors=FACTORS, **options), expected) < 1e-9
     weighted = train(backend, term_weights=FACTORS, **options)
@@ -118,7 +124,7 @@ DEPENDING = {
 def test_without_an_anchor_factors_do_not_matter_to_eps_and_decay(
     what: str, norms: str, second_moments: str, backend: str
 ) -> None:
-    options = DEPENDING[what] | {"norms": norms, "second_moments": second_moments}
+    options: dict[str, Any] = DEPENDING[what] | {"norms": norms, "second_moments": second_moments}
     without, with_factors = (train(backend, factors=f, anchor="none", **options) for f in (None, FACTORS))
     assert difference(with_factors, without) < 1e-9
     for anchor in ("first", "geometric_mean"):
@@ -142,7 +148,7 @@ def test_without_an_anchor_factors_do_not_matter_to_terms_that_come_late(backend
 
 @each_memory
 def test_a_named_anchor_is_that_term_first(norms: str, second_moments: str, backend: str) -> None:
-    options = {"lr": 0.05, "norms": norms, "second_moments": second_moments}
+    options: dict[str, Any] = {"lr": 0.05, "norms": norms, "second_moments": second_moments}
     for name in NAMES[:2]:  # the last does not reach all parameters
         order = (name, *(other for other in NAMES if other != name))
         expected = train(backend, order, anchor="first", **options)
@@ -219,10 +225,10 @@ def test_a_shared_second_moment_is_adam_on_the_balanced_sum(decoupled: bool, bac
 
 
 def test_balanced_adam_is_mtadam_with_other_defaults(backend: str) -> None:
-    choices = {"anchor": "none", "norms": "corrected", "second_moments": "shared"}
+    choices: dict[str, Any] = {"anchor": "none", "norms": "corrected", "second_moments": "shared"}
     betas = BalancedAdam(start()).defaults["betas"]
     assert same(train(backend, optimizer_class=BalancedAdam), train(backend, **choices, betas=betas))
-    given = {"anchor": "b", "norms": "peak", "second_moments": "per_term", "betas": (0.5, 0.9, 0.8)}
+    given: dict[str, Any] = {"anchor": "b", "norms": "peak", "second_moments": "per_term", "betas": (0.5, 0.9, 0.8)}
     assert same(train(backend, optimizer_class=BalancedAdam, **given), train(backend, **given))
     assert not same(train(backend, optimizer_class=BalancedAdam), train(backend))
 
