@@ -169,11 +169,8 @@ def test_one_term_is_adam(anchor: str, second_moments: str, decoupled: bool, bac
     options: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "amsgrad": True, "maximize": True}
     ours, theirs = start(), start()
     adam = make_adam(theirs, decoupled, **options)
-    optimizer = MTAdam(
-        ours,
-        **options,
-        **{"decoupled_weight_decay": decoupled, "anchor": anchor, "second_moments": second_moments, "backend": backend},
-    )
+    choices: dict[str, Any] = {"anchor": anchor, "second_moments": second_moments}
+    optimizer = MTAdam(ours, decoupled_weight_decay=decoupled, backend=backend, **options, **choices)
     for t in range(fewer(STEPS, backend)):
         optimizer.backward({"a": losses(ours, t)["a"]})
         optimizer.step()

@@ -94,7 +94,7 @@ class Case:
     @classmethod
     def choosing(cls, choices: dict[str, Any], dtype: torch.dtype, device: str = "cpu") -> "Case":
         """Return a case of some of ``numpy_oracle.CHOICES`` in which everything else happens too."""
-        shapes, layouts = ((0,), (3,), (5, 7), (129, 33)), ("contiguous", "offset", "transposed", "contiguous")
+        shapes, layouts = ((0,), (3,), (5, 7), (1030,)), ("contiguous", "offset", "transposed", "contiguous")
         options = DECAYED | {"amsgrad": True, "maximize": True, "betas": (0.9, 0.99, 0.7)} | choices
         some: dict[str, Any] = {"absent": 0.3, "zero": 0.2, "weights": (0.5, 1.0, 3.0, 2.0, 1.0), "device": device}
         return cls(dtype, shapes, layouts, layouts[::-1], terms=5, seed=3, options=options, **some)
