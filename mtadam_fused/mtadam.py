@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .anchor_watch import AnchorWatch
 from .backends import Backend
 from .hyperparameters import Hyperparameters, MTAdamHyperparameters, Term, TermWeights, anchor_code, weights_of
 from .optimizer import TermOptimizer
@@ -80,6 +81,8 @@ class MTAdam(TermOptimizer):
             alone. Gradients of parameters that are sharded over these processes are left to what has sharded them.
             None: gradients are not averaged; losses are, if parameters are sharded.
 
+    A warning says, once, that the anchor's running norm has fallen below 1e-3 of its peak.
+
     Raises:
         ValueError: a hyper-parameter out of its range, or no such backend.
         TypeError: parameters that are not dense and real, or a ``process_group`` that this process is not in.
@@ -134,6 +137,10 @@ class MTAdam(TermOptimizer):
             process_group=process_group,
         )
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._anchor_watch = AnchorWatch()
+
     def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
         for group in self.param_groups:
             weights_of(group["term_weights"], terms, allow_more=allow_more)
@@ -150,6 +157,7 @@ class MTAdam(TermOptimizer):
                 kernels.mtadam_update(args)
             else:
                 kernels.mtadam_step(args)
+        self._anchor_watch.look(steps)
 
     # -- telemetry -----------------------------------------------------------------------------------------------------
 

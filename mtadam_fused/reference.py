@@ -20,8 +20,8 @@ from torch import Tensor
 
 TINY_NORM = 1e-10  # running norms at or below it count as zero: no anchor, no scaling (published value)
 
-# How a running norm remembers, and what a layer's terms are balanced against where it is not the position of a term: the
-# codes of csrc/update_math.h.
+# How a running norm remembers, and what a layer's terms are balanced against if not a term at some position. The codes
+# are those of csrc/update_math.h.
 AVERAGE, CORRECTED, PEAK = 0, 1, 2
 FIRST, NO_ANCHOR, GEOMETRIC_MEAN = -1, -2, -3
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
@@ -19,7 +19,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "PCGrad": lambda: PCGrad(seed=0),
     "GradNorm": GradNorm,
 }
-OPTIMIZERS = ("MTAdam", *RULES)
+OPTIMIZERS = ("MTAdam", "BalancedAdam", *RULES)
 
 
 @dataclass
@@ -58,10 +58,11 @@ def start_training(
     grads = [[place(10.0 ** (k % 3) * torch.randn_like(value)) for value in values] for k in range(terms)]
     losses = [torch.rand((), device=device) for _ in range(terms)]
     optimizer: TermOptimizer
-    if name == "MTAdam":
-        optimizer = MTAdam(params, lr=lr, backend=backend, **options)
-    else:
+    if name in RULES:
         optimizer = CombinedAdam(params, RULES[name](), lr=lr, backend=backend, **options)
+    else:
+        kind = {"MTAdam": MTAdam, "BalancedAdam": BalancedAdam}[name]
+        optimizer = kind(params, lr=lr, backend=backend, **options)
     training = Training(params, grads, losses, optimizer)
     training.step()
     return training
