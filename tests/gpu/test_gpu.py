@@ -85,7 +85,8 @@ def test_faults_of_the_combined_step_are_rejected(fault: str, backend: str) -> N
 
 @in_one_launch_too
 def test_stages_one_by_one_are_the_step(backend: str) -> None:
-    check_stages(backend, "cuda")
+    for name in ("MTAdam", "BalancedAdam"):
+        check_stages(backend, "cuda", name=name)
     check_other_norms(backend, "cuda")
 
 
@@ -149,11 +150,10 @@ def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: 
 
 
 @pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
-def test_one_launch_gives_what_three_give() -> None:
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
+def test_one_launch_gives_what_three_give(name: str) -> None:
     def run(kernels: CudaBackend) -> list[nn.Parameter]:
-        training = start_training(
-            "MTAdam", "cuda", kernels, terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000)
-        )
+        training = start_training(name, "cuda", kernels, terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000))
         for _ in range(20):
             training.step()
         assert not kernels._buffers[training.optimizer._table_cache._tables[0]].queue.any()
@@ -174,7 +174,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("name", ["MTAdam", "GradNorm"])
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "GradNorm"])
 def test_averages_over_one_process(name: str, backend: str) -> None:
     averaged, alone = (start_training(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
     for training in (averaged, alone):
@@ -183,7 +183,7 @@ def test_averages_over_one_process(name: str, backend: str) -> None:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("name", ["MTAdam", "GradNorm"])
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "GradNorm"])
 def test_shards_of_one_process(name: str, backend: str) -> None:
     """The same bits as of parameters in one piece, and no wait for the device."""
     from torch.distributed.device_mesh import init_device_mesh

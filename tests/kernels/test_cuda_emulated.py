@@ -108,9 +108,10 @@ def test_it_is_the_cuda_kernels_that_run(cuda: Backend) -> None:
 
 
 @in_either_way
-def test_stages_one_by_one_are_the_step(cuda: Backend) -> None:
-    check_stages(cuda)
-    check_stages(cuda, sizes=(1, 3, 7) * 100, terms=16)  # more addresses than one launch takes
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
+def test_stages_one_by_one_are_the_step(name: str, cuda: Backend) -> None:
+    check_stages(cuda, name=name)
+    check_stages(cuda, name=name, sizes=(1, 3, 7) * 100, terms=16)  # more addresses than one launch takes
 
 
 def test_norms_can_be_replaced_before_they_are_balanced(cuda: Backend) -> None:
@@ -185,11 +186,12 @@ def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: Backend, monkey
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
 def test_one_launch_of_many_chunks_gives_the_same_bits_as_three(
-    threads: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, threads: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(backend: Backend) -> list[nn.Parameter]:
-        training = start_training("MTAdam", "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
+        training = start_training(name, "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
         training.step()
         return training.params
 
