@@ -54,7 +54,10 @@ def test_balanced_adam_has_none() -> None:
 
 
 def test_only_the_groups_with_an_anchor_count() -> None:
-    groups = [{"params": [nn.Parameter(torch.ones(5))]}, {"params": [nn.Parameter(torch.ones(5))], "anchor": "none"}]
+    groups: list[dict[str, Any]] = [
+        {"params": [nn.Parameter(torch.ones(5))]},
+        {"params": [nn.Parameter(torch.ones(5))], "anchor": "none"},
+    ]
     for count in (1, 2):
         optimizer = MTAdam(groups[2 - count :])
         params = [group["params"][0] for group in groups[2 - count :]]
