@@ -15,7 +15,7 @@ from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
 from oracles.tolerances import TooFar, same
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, every_choice
+from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_combined_gradients, every_choice
 from tests.support.cuda_graphs import captured
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, Training, start_training
@@ -88,6 +88,11 @@ def test_stages_one_by_one_are_the_step(backend: str) -> None:
     for name in ("MTAdam", "BalancedAdam"):
         check_stages(backend, "cuda", name=name)
     check_other_norms(backend, "cuda")
+
+
+@in_one_launch_too
+def test_what_combined_gradients_hold(backend: str) -> None:
+    check_combined_gradients(backend, "cuda")
 
 
 def test_auto_takes_the_best_kernels() -> None:

@@ -114,7 +114,8 @@ def check_closely(actual: Tensor, expected: np.ndarray, largest: float) -> None:
 
 
 PLANS: tuple[dict[str, Any], ...] = (
-    {"terms": 1, "options": {"lr": 0.1, "amsgrad": True}},
+    {"terms": 1, "options": {"lr": 0.1, "amsgrad": True, "weight_decay": 0.1, "maximize": True}},
+    {"terms": 1, "options": {"lr": 0.1, "weight_decay": 0.1, "maximize": True, "second_moments": "shared"}},
     {
         "terms": 2,
         "absent": 0.3,
@@ -144,7 +145,11 @@ PLANS: tuple[dict[str, Any], ...] = (
         "weights": (0.5, 1.0, 3.0, 2.0),
         "options": {"lr": 0.1, "maximize": True, "anchor": 1, "norms": "peak", "second_moments": "shared"},
     },
-    {"terms": 16, "absent": 0.3, "options": {"lr": 0.1, "weight_decay": 0.1, "maximize": True}},
+    {
+        "terms": 16,
+        "absent": 0.3,
+        "options": {"lr": 0.1, "weight_decay": 0.1, "maximize": True, "anchor": "geometric_mean"},
+    },
 )
 
 

@@ -14,7 +14,15 @@ from torch import nn
 
 from mtadam_fused.backends import Backend, native
 from oracles.tolerances import TooFar
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_wide_gradients, every_choice
+from tests.support.cases import (
+    DTYPES,
+    LAYOUTS,
+    Case,
+    CombinedCase,
+    check_combined_gradients,
+    check_wide_gradients,
+    every_choice,
+)
 from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, start_training
@@ -116,6 +124,11 @@ def test_stages_one_by_one_are_the_step(name: str, cuda: Backend) -> None:
 
 def test_norms_can_be_replaced_before_they_are_balanced(cuda: Backend) -> None:
     check_other_norms(cuda)
+
+
+@in_either_way
+def test_what_combined_gradients_hold(cuda: Backend) -> None:
+    check_combined_gradients(cuda)
 
 
 @in_either_way

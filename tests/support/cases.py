@@ -259,6 +259,20 @@ def products(grads: dict[int, Tensor], terms: int, fault: str | None) -> tuple[n
     return found, size
 
 
+def check_combined_gradients(backend: str | Backend, device: str = "cpu") -> None:
+    """Check what a step leaves in ``p.grad``: with a second moment per term also weight decay, for each term."""
+    for second_moments, terms in product(CHOICES["second_moments"], (1, 2)):
+        p = nn.Parameter(torch.full((300,), 2.0, device=device))
+        options: dict[str, Any] = {"weight_decay": 0.5, "maximize": True, "second_moments": second_moments}
+        optimizer = MTAdam([p], keep_combined_grad=True, backend=backend, **options)
+        for term in range(terms):
+            with optimizer.term(term):
+                p.grad = torch.full_like(p, 3.0 + term)
+        optimizer.step()
+        expected = 3.0 * terms if second_moments == "shared" else (0.5 * 2.0 - 3.0) * terms
+        torch.testing.assert_close(p.grad, torch.full_like(p, expected))
+
+
 def check_wide_gradients(backend: str | Backend) -> None:
     """Check a step on float32 gradients of bfloat16 parameters, alone and beside bfloat16 ones."""
     p = nn.Parameter(torch.ones(300, dtype=torch.bfloat16))
