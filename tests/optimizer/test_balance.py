@@ -96,7 +96,7 @@ def test_the_order_of_the_terms_does_not_matter(
 @each_memory
 def test_the_order_matters_to_the_first_as_anchor(norms: str, second_moments: str, backend: str) -> None:
     options: dict[str, Any] = {"lr": 0.05, "anchor": "first", "norms": norms, "second_moments": second_moments}
-    assert difference(train(backend, ("c", "b", "a"), **options), train(backend, **options)) > 1e-3
+    assert difference(train(backend, ("c", "b", "a"), **options), train(backend, **options)) > 1e-4
 
 
 FACTORS = {"a": 1e4, "b": 1e-3, "c": 7.0}
@@ -129,7 +129,7 @@ def test_without_an_anchor_factors_do_not_matter_to_eps_and_decay(
     assert difference(with_factors, without) < 1e-9
     for anchor in ("first", "geometric_mean"):
         expected = train(backend, anchor=anchor, **options)
-        assert difference(train(backend, factors=FACTORS, anchor=anchor, **options), expected) > 1e-3
+        assert difference(train(backend, factors=FACTORS, anchor=anchor, **options), expected) > 1e-4
 
 
 def test_without_an_anchor_factors_do_not_matter_to_terms_that_come_late(backend: str) -> None:
@@ -143,7 +143,7 @@ def test_without_an_anchor_factors_do_not_matter_to_terms_that_come_late(backend
 
     assert change("none") < 1e-9
     if backend != "triton":  # which makes too few steps
-        assert change("geometric_mean") > 1e-3
+        assert change("geometric_mean") > 1e-4
 
 
 @each_memory
