@@ -160,14 +160,20 @@ class TermOptimizer(Optimizer):
         terms = self._with_terms(named, allow_more=False)
         self._collector.free_grads(self._params(), has_state=bool(self.state))
         try:
-            for number, (term, loss) in enumerate(named.items(), start=1):
-                torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
-                check_inputs(inputs or ())
-                self._collector.take(terms.index(term), term, self._params(), loss)
+            self._differentiate(named, terms, retain_graph, inputs)
         except BaseException:
             self.zero_grad()
             raise
         self._set_terms(terms)
+
+    def _differentiate(
+        self, losses: Mapping[Term, Tensor], terms: list[Term], retain_graph: bool, inputs: Sequence[Tensor] | None
+    ) -> None:
+        """Run one backward pass per term, and take the gradients. ``terms`` are all terms so far."""
+        for number, (term, loss) in enumerate(losses.items(), start=1):
+            torch.autograd.backward(loss, retain_graph=retain_graph or number < len(losses), inputs=inputs)
+            check_inputs(inputs or ())
+            self._collector.take(terms.index(term), term, self._params(), loss)
 
     @torch._disable_dynamo
     @contextmanager

@@ -87,10 +87,10 @@ def strategies_note(choices: list[Choice]) -> str:
     rates = ", ".join(f"{rate:g}" for rate in choices[0].validation)
     return (
         f"Weights drawn from {PAPER}, but for the first. Accuracies in percent on test images: mean ± standard "
-        f"deviation, seeds: {len(choices[0].test)}, each at the lr of {rates} that is best on validation images after so many "
-        "epochs. Bytes are per parameter, for ten terms. Times are of forward pass, backward passes and update, over "
-        f"those of {ADAM.name}: medians of turns on one thread, on a network so small that they are mostly "
-        "overhead. EqualWeights is left out: it is Adam but for a factor, which Adam all but cancels."
+        f"deviation, seeds: {len(choices[0].test)}, each at the lr of {rates} that is best on validation images after "
+        "so many epochs. Bytes are per parameter, for ten terms. Times are of forward pass, backward passes and "
+        f"update, over those of {ADAM.name}: medians of turns on one thread, on a network so small that they are "
+        "mostly overhead. EqualWeights is left out: it is Adam but for a factor, which Adam all but cancels."
     )
 
 
