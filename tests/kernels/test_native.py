@@ -56,6 +56,12 @@ FAULTS = {
     "running norm does not wait": Fault(FORMULAS, "first_nonzero && !(norm", "false", "first_nonzero"),
     "running norm does not move": Fault(FORMULAS, "decay * norm_avg + (C(1) - decay) * norm", "norm_avg"),
     "last term is the anchor": Fault(FORMULAS, "return norm_avg[k];", "norm_avg[terms - 1]", "norm_avg[k]"),
+    "anchor where none": Fault(FORMULAS, "anchor == kNoAnchor", "false"),
+    "named anchor ignored": Fault(FORMULAS, "anchor >= 0 &&", "false", "anchor >= 0"),
+    "sum of logarithms": Fault(FORMULAS, "logs / double(active)", "logs"),
+    "norms not corrected": Fault(FORMULAS, "C(corrected ?", "false", "corrected"),
+    "norms corrected for the next step": Fault("cpu/balance.cpp", "double(args.steps[r]) + 1", "args.steps[r] + 2.0"),
+    "peak is the last norm": Fault(FORMULAS, "norm > norm_avg ? norm : norm_avg", "norm"),
     "no term weights": Fault(FORMULAS, "weight * (anchor / norm_avg)", "anchor / norm_avg"),
     "maximize ignored": Fault("launch.h", "C(g.grad_sign)", "C(1)"),
     "absent term decays": Fault(BLOCKS, ABSENT, DECAY),
@@ -87,6 +93,7 @@ FAULTS = {
 # Seen where single numbers are looked at.
 FAULTS_OF_NUMBERS = {
     "norm of 1e-10 balanced": Fault(FORMULAS, "norm_avg > C(kTinyNorm)", "norm_avg >= C(kTinyNorm)"),
+    "named anchor of 1e-10": Fault(FORMULAS, "norm_avg[anchor] > C(kTinyNorm)", "norm_avg[anchor] >= C(kTinyNorm)"),
     "anchor of 1e-10": Fault(FORMULAS, "norm_avg[k] > C(kTinyNorm)", "norm_avg[k] >= C(kTinyNorm)"),
     "running norm starts at 1e-10": Fault(FORMULAS, "!(norm > C(kTinyNorm))", "norm < C(kTinyNorm)"),
     "infinite norms count": Fault(FORMULAS, "!is_finite(norm)", "!has_started(norm)"),
