@@ -14,6 +14,7 @@ from .backends import Backend, select_backend
 from .distributed.communicator import Communicator
 from .distributed.dtensor import dtensor_like
 from .gradients.collector import GradientCollector, check_inputs
+from .gradients.compiled import explain_donated_buffers
 from .gradients.grad_scaler import GradScalerView
 from .gradients.losses import Losses, check_loss, check_term, named_losses
 from .hyperparameters import Hyperparameters, Term
@@ -166,7 +167,8 @@ class TermOptimizer(Optimizer):
         terms = self._with_terms(named, allow_more=False)
         self._collector.free_grads(self._params(), has_state=bool(self.state))
         try:
-            self._differentiate(named, terms, retain_graph, inputs)
+            with explain_donated_buffers():
+                self._differentiate(named, terms, retain_graph, inputs)
         except BaseException:
             self.zero_grad()
             raise

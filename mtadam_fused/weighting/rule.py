@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..distributed.communicator import Communicator
 from ..distributed.dtensor import is_dtensor
+from ..gradients.compiled import explain_donated_buffers
 from ..gradients.losses import Losses, named_losses
 from ..hyperparameters import Term, TermWeights
 from ..rules import Rule
@@ -115,7 +116,8 @@ class RuleWeighting(Weighting):
                     "weighting with parameters= of the last shared layer, or pass features="
                 )
             terms = tuple(dict.fromkeys((*self._weights, *losses)))
-            weights = weigh(self.rule, losses, terms, gram_of, self._communicator).detach()
+            with explain_donated_buffers():
+                weights = weigh(self.rule, losses, terms, gram_of, self._communicator).detach()
             found = dict(zip(terms, weights.unbind(), strict=True))
             self._weights |= {term: found[term].clone() for term in losses}
             self._refreshed = tuple(losses)
