@@ -36,7 +36,8 @@ def test_all_train() -> None:
     for contender in contenders:
         before = [p.detach().clone() for p in contender.params]
         contender.run()
-        assert all(not torch.equal(p, b) for p, b in zip(contender.params, before, strict=True))
+        moved = [not torch.equal(p, b) for p, b in zip(contender.params, before, strict=True)]
+        assert all(moved[: 2 * trunk.LAYERS])  # a head's weight may be 0
 
 
 def test_the_ways_differ_in_passes() -> None:
@@ -45,9 +46,9 @@ def test_the_ways_differ_in_passes() -> None:
         network = small()
         passes[name] = 0
 
-        def count(_: object, name: str = name) -> None:
+        def count(*_: object, name: str = name) -> None:
             passes[name] += 1
 
-        next(iter(network.trunk)).register_full_backward_hook(lambda *_, count=count: count(None))
+        network.trunk[0].register_full_backward_pre_hook(count)
         MAKERS[name]("MGDA", network).run()
     assert passes == {"rule-features": 1, "rule-last-layer": 1, "rule-per-term": trunk.TERMS}
