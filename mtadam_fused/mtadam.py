@@ -64,7 +64,9 @@ class MTAdam(TermOptimizer):
             factors on the losses do not matter; with one they become a common factor on all scales, which Adam cancels
             but for ``eps``, L2 decay and terms that come and go. A running norm up to 1e-10 counts as no gradient.
         norms: what a running norm is: the "average" with decay ``betas[2]`` (published); the average "corrected" for
-            its start, as Adam's moments are; or the "peak", the largest norm so far.
+            its start, as Adam's moments are; the "peak", the largest norm so far; or the "decaying_peak", the larger of
+            the present norm and ``betas[2]`` times the last running norm (as Adamax remembers gradients). With a peak
+            no gradient is ever scaled to more than its term's share.
         second_moments: "per_term", of which the largest bounds the step (published); or "shared", one of the sum of the
             balanced gradients, as in Adam. L2 weight decay is then added once.
         keep_combined_grad: leave the sum of the balanced gradients in ``p.grad`` after a step, at the cost of memory

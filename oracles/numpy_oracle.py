@@ -12,7 +12,7 @@ import numpy as np
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "anchor": ("first", "none", "geometric_mean", 1),
-    "norms": ("average", "corrected", "peak"),
+    "norms": ("average", "corrected", "peak", "decaying_peak"),
     "second_moments": ("per_term", "shared"),
 }
 
@@ -51,6 +51,8 @@ def remember(norms: list[float], b3: float, choice: str) -> float:
 
     if choice == "peak":
         return max(norms)
+    if choice == "decaying_peak":
+        return max(n * b3**age for age, n in enumerate(reversed(norms)))
     if choice == "corrected":
         return reduce(average, norms, 0.0) / (1 - b3 ** len(norms))
     return reduce(average, norms)

@@ -148,7 +148,10 @@ PLANS: tuple[dict[str, Any], ...] = (
     {
         "terms": 16,
         "absent": 0.3,
-        "options": {"lr": 0.1, "weight_decay": 0.1, "maximize": True, "anchor": "geometric_mean"},
+        "options": {
+            **{"lr": 0.1, "weight_decay": 0.1, "maximize": True, "betas": (0.9, 0.999, 0.3)},
+            **{"anchor": "geometric_mean", "norms": "decaying_peak"},
+        },
     },
 )
 

@@ -14,7 +14,11 @@ GRADS = {0: np.array([3.0, 4.0]), 1: np.array([0.0, 20.0])}  # of norm 5 and 20
 
 
 @pytest.mark.parametrize(
-    ("norms", "expected"), [("average", [2.0, 3.0, 2.0]), ("corrected", [2.0, 10 / 3, 2.0]), ("peak", [2.0, 4.0, 4.0])]
+    ("norms", "expected"),
+    [
+        *[("average", [2.0, 3.0, 2.0]), ("corrected", [2.0, 10 / 3, 2.0])],
+        *[("peak", [2.0, 4.0, 4.0]), ("decaying_peak", [2.0, 4.0, 2.0])],
+    ],
 )
 def test_running_norms_by_hand(norms: str, expected: list[float]) -> None:
     found = [remember([2.0, 4.0, 1.0][:t], 0.5, norms) for t in (1, 2, 3)]
