@@ -126,7 +126,7 @@ def test_report() -> None:
         assert word in run.stdout
 
 
-ROOMS = ("distributed", "tables", "gradients", "weighting", "backends", "rules")
+ROOMS = ("distributed", "tables", "gradients", "backends", "rules", "weighting")
 
 
 def test_layers_import_downwards_only() -> None:
