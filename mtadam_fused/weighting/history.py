@@ -26,7 +26,8 @@ class HistoryWeighting(Weighting):
     loads into a module that has seen nothing, or something else. Buffers keep their dtype when the module's changes.
 
     Each process measures its own losses, unless the module is part of what DistributedDataParallel wraps: before each
-    call that takes the first process's buffers, and all processes must meet the same terms in the same order.
+    call that takes the first process's buffers, and all processes must meet the same terms in the same order. The
+    losses of the call itself stay each process's own, and so do weights that depend on them.
     """
 
     FIRST: ClassVar[Mapping[str, float]]  # by buffer, the element of a new term; one of integers if that is an int

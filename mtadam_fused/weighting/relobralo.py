@@ -26,7 +26,7 @@ class ReLoBRaLo(HistoryWeighting):
 
     State: ``first``, ``last`` and ``weights``, as in :class:`HistoryWeighting`, and the ``seed`` and the number of
     ``draws`` of the random numbers. In ``eval()`` mode the weights stay as they are, and nothing is drawn. In several
-    processes give all the same ``seed``. The weights follow the process's own losses.
+    processes give all the same ``seed``.
 
     In training, losses must not be negative; in ``eval()`` mode any finite ones will do. A loss of zero, or a negative
     one where it cannot be seen, is weighted, and later losses are not compared with it. One that is not finite leaves

@@ -55,6 +55,11 @@ CASES: dict[str, tuple[Callable[..., w.Weighting], Callable[..., Answer], tuple[
         lambda x, k, **o: numpy_weighting.relobralo(x, k, 0.7, 0.5, 0.8, SEED, **o),
         ("no lookback", "lookback to the last", "compared with the first", "bounded sum"),
     ),
+    "relobralo, no lookback": (
+        lambda **o: w.ReLoBRaLo(0.9, 1.0, **o),
+        lambda x, k, **o: numpy_weighting.relobralo(x, k, 0.9, 1.0, 1.0, 0, **o),
+        ("compared with the first", "bounded sum"),
+    ),
     "random": (
         lambda **o: w.RandomWeighting(**{"seed": SEED, **o}),
         lambda x, k, **o: numpy_weighting.random_weights(x, k, SEED, **o),
@@ -155,6 +160,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(name: str, seen: int) -> None:
     torch.save(first.state_dict(), file)
     file.seek(0)
     second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.terms == first.terms
     expected = run(first, calls()[seen:])
     assert torch.equal(run(second, calls()[seen:]), expected)
     if seen:
