@@ -128,6 +128,8 @@ def test_a_wait_is_seen(backend: str) -> None:
 def test_a_weighting_never_waits_for_the_device() -> None:
     made: list[w.Weighting] = [w.EqualWeights(), w.RealTimeLoss(), w.InitialLoss(2), w.InitialLoss(values=[1.0, 3.0])]
     made += [w.PriorLoss([1.0, 3.0]), w.Uncertainty(range(2)), w.KendallUncertainty(range(2), ["regression"] * 2)]
+    made += [w.GeometricMean(priorities=[1.0, 3.0]), w.STCH(0.5, ideal=[1.0, -2.0]), w.IMTLL(range(2))]
+    made += [w.DWA(2), w.SoftAdapt(normalized=True, loss_weighted=True), w.ReLoBRaLo(), w.RandomWeighting()]
     for weighting in made:
         weighting.cuda()
         losses = [torch.tensor(x, device="cuda", requires_grad=True) for x in (2.0, 5.0)]
