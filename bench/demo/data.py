@@ -1,7 +1,7 @@
 """The data that the demo trains on: images, their split, and bad weights of the loss terms."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch.nn import functional
 from bench.workloads.digits import CLASSES, class_losses
 
 BATCH = 64
-WORST_WEIGHT = 1000.0  # the terms of classes 1 to 9 are weighted by U(0, WORST_WEIGHT), that of class 0 by 1
+WORST_WEIGHT = 1000.0  # of U(0, 1000)
+DECADES = 3.0  # of 10^U(-3, 3)
 MNIST_IMAGES = 1200  # of the 60,000: fewer than UCI digits has, since larger, so that either takes minutes
 MNIST_FOLDERS = (Path("data"), Path.home() / "data")
 
@@ -53,9 +54,22 @@ def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(train), torch.from_numpy(validation), torch.from_numpy(test)
 
 
-def draw_bad_weights(seed: int) -> list[float]:
-    """Draw a weight per class: 1 for class 0, uniform up to WORST_WEIGHT for the others."""
+def draw_uniform(seed: int) -> list[float]:
+    """Draw a weight per class as the paper does: 1 for class 0, uniform up to WORST_WEIGHT for the others."""
     return [1.0, *np.random.default_rng(seed).uniform(0, WORST_WEIGHT, CLASSES - 1).tolist()]
+
+
+def draw_decades(seed: int) -> list[float]:
+    """Draw a weight per class over six decades, each as likely as the others."""
+    return (10 ** np.random.default_rng(seed).uniform(-DECADES, DECADES, CLASSES)).tolist()
+
+
+# By name: the weights of the classes from a seed.
+WEIGHTS: dict[str, Callable[[int], list[float]]] = {
+    "balanced sum": lambda seed: [1.0] * CLASSES,
+    "U(0, 1000)": draw_uniform,
+    "10^U(-3, 3)": draw_decades,
+}
 
 
 def prior_losses(labels: Tensor, weights: list[float]) -> dict[str, float]:

@@ -10,35 +10,54 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.demo.report import Choice, Runs
+from bench.demo.strategies import ADAM_BALANCED, BY_NAME
+
+BALANCED = ADAM_BALANCED.weights
 
 # Okabe and Ito's colors, which color-blind readers tell apart; line styles tell them apart in gray.
-COLORS = ("#0072B2", "#D55E00", "#009E73")
-LINES = ("--", "-.", "-")
+COLORS = ("#000000", "#D55E00", "#CC79A7", "#0072B2", "#009E73")
+LINES = ("--", "-.", ":", (0, (5, 1, 1, 1)), "-")
 
 
 def draw_curves(runs: Runs, choices: list[Choice], path: Path) -> None:
-    """Draw test accuracy against epoch, at the learning rates chosen for the last: means, with standard deviations."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    """Draw test accuracy against epoch, for each kind of weights: means, with standard deviations.
+
+    Args:
+        choices: the learning rates chosen for the last epoch.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    kinds = list(dict.fromkeys(BY_NAME[c.strategy].weights for c in choices[1:]))
+    all_axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    lowest = min(
+        draw_curves_on(axes, runs, [c for c in choices if BY_NAME[c.strategy].weights in (BALANCED, kind)])
+        for axes, kind in zip(all_axes, kinds, strict=True)
+    )
+    for axes, kind in zip(all_axes, kinds, strict=True):
+        stretch_accuracies(axes, lowest)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.set_xlabel("epoch", fontsize=12)
+        axes.set_title(f"weights {kind}", fontsize=12)
+        axes.tick_params(labelsize=11)
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower right", fontsize=11, framealpha=1, edgecolor="white")
+    all_axes[0].set_ylabel("test accuracy, %", fontsize=12)
+    figure.savefig(path, dpi=150)
+
+
+def draw_curves_on(axes: Axes, runs: Runs, choices: list[Choice]) -> float:
+    """Draw a line and a band for each choice. Return the lowest value."""
     lowest = 100.0
-    for choice, color, line in zip(choices[-len(LINES) :], COLORS, LINES, strict=True):
+    for choice, color, line in zip(choices, COLORS, LINES, strict=True):
         test = 100 * np.array([run.test for run in runs[choice.strategy, choice.lr]])  # [seeds, epochs]
         epochs = np.arange(1, test.shape[1] + 1)
         mean, deviation = test.mean(axis=0), test.std(axis=0, ddof=1) if len(test) > 1 else np.zeros(test.shape[1])
         low, high = np.maximum(mean - deviation, 0), np.minimum(mean + deviation, 100)
-        axes.plot(epochs, mean, line, color=color, linewidth=2.2, label=f"{choice.strategy} (lr {choice.lr:g})")
-        axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+        name = choice.strategy if choice is choices[0] else BY_NAME[choice.strategy].method
+        axes.plot(epochs, mean, linestyle=line, color=color, linewidth=2.2, label=f"{name} (lr {choice.lr:g})")
+        axes.fill_between(epochs, low, high, color=color, alpha=0.13, linewidth=0)
         lowest = min(lowest, low.min())
-    stretch_accuracies(axes, lowest)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("epoch", fontsize=12)
-    axes.set_ylabel("test accuracy, %", fontsize=12)
-    axes.set_title("Mean and standard deviation between seeds", fontsize=12)
-    axes.tick_params(labelsize=11)
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="best", fontsize=12, framealpha=1, edgecolor="white")
-    figure.savefig(path, dpi=150)
+    return lowest
 
 
 def stretch_accuracies(axes: Axes, lowest: float, along: Literal["x", "y"] = "y") -> None:
@@ -66,7 +85,7 @@ def draw_scales(scales: dict[str, list[float]], weights: list[float], path: Path
     axes.set_xticks(range(len(weights)), [f"{c}\nw = {w:.3g}" for c, w in enumerate(weights)], fontsize=11)
     axes.set_yticks(range(len(scales)), list(scales), fontsize=11)
     axes.set_xlabel("class, and weight w of its loss term", fontsize=12)
-    axes.set_title("What MTAdam's last step multiplied each term's gradient by", fontsize=12)
+    axes.set_title("What BalancedAdam's last step multiplied each term's gradient by", fontsize=12)
     figure.colorbar(image, pad=0.01).ax.tick_params(labelsize=11)
     figure.savefig(path, dpi=150)
 
@@ -78,7 +97,7 @@ def draw_strategies(choices: list[Choice], path: Path) -> None:
     figure = Figure(figsize=(9, 0.36 * len(names) + 1.3), layout="constrained")
     axes = figure.subplots()
     lowest = 100.0
-    for i, (epochs, color, marker) in enumerate(zip(budgets, COLORS[1:], "os", strict=False)):
+    for i, (epochs, color, marker) in enumerate(zip(budgets, COLORS[1::2], "os", strict=False)):
         test = 100 * np.array([c.test for c in choices if c.epochs == epochs])  # [strategies, seeds]
         mean, deviation = test.mean(axis=1), test.std(axis=1, ddof=1) if test.shape[1] > 1 else np.zeros(len(test))
         bars = np.stack([np.minimum(deviation, mean), np.minimum(deviation, 100 - mean)])

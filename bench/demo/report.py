@@ -7,11 +7,12 @@ import numpy as np
 from scipy.stats import t as student
 
 from bench.demo.cost import Cost
+from bench.demo.strategies import ADAM, ADAM_BALANCED, DECADES, PAPER
 from bench.demo.training import Run
 
 Runs = dict[tuple[str, float], list[Run]]  # by a strategy's name and a learning rate: one run a seed
 
-NOTE = "Accuracies in per cent: on test images, mean ± standard deviation; on validation images, mean at each lr."
+NOTE = "Accuracies in percent: on test images, mean ± standard deviation; on validation images, mean at each lr."
 CHANCE = 0.05  # a mean difference that chance makes more rarely than this counts as one: Student's test, paired by seed
 
 
@@ -85,11 +86,11 @@ def strategies_note(choices: list[Choice]) -> str:
     """Explain the table of the strategies."""
     rates = ", ".join(f"{rate:g}" for rate in choices[0].validation)
     return (
-        "All but the first are on the bad weights. Accuracies in per cent on test images: mean ± standard deviation, "
-        f"seeds: {len(choices[0].test)}, each at the lr of {rates} that is best on validation images after so many "
-        "epochs. Bytes are per parameter, for ten terms. Times are of forward pass, backward passes and update, over "
-        "those of Adam, bad weights: medians of turns on one thread, on a network so small that they are mostly "
-        "overhead. EqualWeights is left out: it is Adam, bad weights but for a factor, which Adam all but cancels."
+        f"Weights drawn from {PAPER}, but for the first. Accuracies in percent on test images: mean ± standard "
+        f"deviation, seeds: {len(choices[0].test)}, each at the lr of {rates} that is best on validation images after "
+        "so many epochs. Bytes are per parameter, for ten terms. Times are of forward pass, backward passes and "
+        f"update, over those of {ADAM.name}: medians of turns on one thread, on a network so small that they are "
+        "mostly overhead. EqualWeights is left out: it is Adam but for a factor, which Adam all but cancels."
     )
 
 
@@ -107,17 +108,23 @@ def as_markdown(cells: list[list[str]]) -> str:
 
 
 def verdict(choices: list[Choice]) -> str:
-    """Say in one sentence how MTAdam on the bad weights compares with Adam on them and on the balanced sum."""
+    """Say for each kind of bad weights, after all epochs, how BalancedAdam compares with the others."""
+    last = {c.strategy: c for c in choices if c.epochs == choices[-1].epochs}
     seeds = len(choices[0].test)
     parts = []
-    for epochs in dict.fromkeys(c.epochs for c in choices):
-        balanced, bad, mtadam = (c.test for c in choices if c.epochs == epochs)
-        parts.append(
-            f"after {epochs} epoch{'s' if epochs > 1 else ''} MTAdam {compare(mtadam, bad)} Adam on the bad weights "
-            f"({difference(mtadam, bad)}) and {compare(mtadam, balanced)} Adam on the balanced sum "
-            f"({difference(mtadam, balanced)})"
-        )
-    return f"On {seeds} seed{'s' if seeds > 1 else ''}, at each method's best learning rate, {'; '.join(parts)}."
+    for weights in (DECADES, PAPER):
+        others = [last[f"{method}, {weights}"] for method in ("Adam", "MTAdam", "InitialLoss")]
+        parts.append(describe_rivals(last[f"BalancedAdam, {weights}"], [last[ADAM_BALANCED.name], *others]))
+    return (
+        f"On {seeds} seed{'s' if seeds > 1 else ''}, at each method's best learning rate after {choices[-1].epochs} "
+        f"epochs: {'; '.join(parts)}."
+    )
+
+
+def describe_rivals(own: Choice, others: list[Choice]) -> str:
+    """Say how one strategy compares with others, paired by seed."""
+    found = [f"{compare(own.test, c.test)} {c.strategy} ({difference(own.test, c.test)})" for c in others]
+    return f"{own.strategy} {', '.join(found[:-1])} and {found[-1]}"
 
 
 def standard_error(ours: list[float], theirs: list[float]) -> float:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.workloads.digits import TERMS
-from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.optimizer import TermOptimizer
-from mtadam_fused.rules import MGDA, GradientNormalization, GradNorm, PCGrad
+from mtadam_fused.rules import MGDA, GradientNormalization, GradNorm, PCGrad, Rule
 from mtadam_fused.weighting import InitialLoss, KendallUncertainty, PriorLoss, RealTimeLoss, Uncertainty
 
 
@@ -62,34 +62,58 @@ class PositiveRealTimeLoss(RealTimeLoss):
         return super().forward(positive) if positive else Sum()(losses)
 
 
+Make = Callable[[Task], TermOptimizer | WeightedAdam]
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """One way to train on the loss terms."""
+    """One way to train on the loss terms, on weights of ``bench.demo.data``."""
 
-    name: str
-    make: Callable[[Task], TermOptimizer | WeightedAdam]
-    bad_weights: bool = True
+    method: str
+    weights: str
+    make: Make
+
+    @property
+    def name(self) -> str:
+        """Return the name of method and weights together."""
+        return f"{self.method}, {self.weights}"
 
 
 KINDS = ["classification"] * len(TERMS)
+PAPER, DECADES = "U(0, 1000)", "10^U(-3, 3)"
+
+
+def weighted(weighting: Callable[[Task], nn.Module]) -> Make:
+    """Return the making of Adam on the sum that a weighting makes."""
+    return lambda t: WeightedAdam(t.parameters, weighting(t), t.lr)
+
+
+def combined(rule: Callable[[Task], Rule]) -> Make:
+    """Return the making of CombinedAdam with a rule."""
+    return lambda t: CombinedAdam(t.parameters, rule(t), t.lr)
+
 
 # All is at its default but the learning rate, which the demo chooses, and the batches that InitialLoss measures.
-ADAM_BALANCED = Strategy("Adam, balanced sum", lambda t: WeightedAdam(t.parameters, Sum(), t.lr), bad_weights=False)
-ADAM = Strategy("Adam, bad weights", lambda t: WeightedAdam(t.parameters, Sum(), t.lr))
-MTADAM = Strategy("MTAdam, bad weights", lambda t: MTAdam(t.parameters, t.lr))
+MAKERS: dict[str, Make] = {
+    "Adam": weighted(lambda t: Sum()),
+    "InitialLoss": weighted(lambda t: InitialLoss(batches=10)),
+    "MTAdam": lambda t: MTAdam(t.parameters, t.lr),
+    "BalancedAdam": lambda t: BalancedAdam(t.parameters, t.lr),
+}
+OTHERS: dict[str, Make] = {
+    "PriorLoss": weighted(lambda t: PriorLoss(t.priors)),
+    "RealTimeLoss": weighted(lambda t: PositiveRealTimeLoss()),
+    "Uncertainty": weighted(lambda t: Uncertainty(TERMS)),
+    "KendallUncertainty": weighted(lambda t: KendallUncertainty(TERMS, KINDS)),
+    "GradientNormalization": combined(lambda t: GradientNormalization()),
+    "GradNorm": combined(lambda t: GradNorm(parameters=t.last_layer)),
+    "PCGrad": combined(lambda t: PCGrad(seed=t.seed)),
+    "MGDA": combined(lambda t: MGDA()),
+    'MGDA("loss+")': combined(lambda t: MGDA("loss+")),
+}
 
-METHODS = (ADAM_BALANCED, ADAM, MTADAM)
-STRATEGIES = (
-    *METHODS,
-    Strategy("InitialLoss", lambda t: WeightedAdam(t.parameters, InitialLoss(batches=10), t.lr)),
-    Strategy("PriorLoss", lambda t: WeightedAdam(t.parameters, PriorLoss(t.priors), t.lr)),
-    Strategy("RealTimeLoss", lambda t: WeightedAdam(t.parameters, PositiveRealTimeLoss(), t.lr)),
-    Strategy("Uncertainty", lambda t: WeightedAdam(t.parameters, Uncertainty(TERMS), t.lr)),
-    Strategy("KendallUncertainty", lambda t: WeightedAdam(t.parameters, KendallUncertainty(TERMS, KINDS), t.lr)),
-    Strategy("GradientNormalization", lambda t: CombinedAdam(t.parameters, GradientNormalization(), t.lr)),
-    Strategy("GradNorm", lambda t: CombinedAdam(t.parameters, GradNorm(parameters=t.last_layer), t.lr)),
-    Strategy("PCGrad", lambda t: CombinedAdam(t.parameters, PCGrad(seed=t.seed), t.lr)),
-    Strategy("MGDA", lambda t: CombinedAdam(t.parameters, MGDA(), t.lr)),
-    Strategy('MGDA("loss+")', lambda t: CombinedAdam(t.parameters, MGDA("loss+"), t.lr)),
-)
-BY_NAME = {strategy.name: strategy for strategy in STRATEGIES}
+ADAM_BALANCED = Strategy("Adam", "balanced sum", MAKERS["Adam"])
+METHODS = (ADAM_BALANCED, *(Strategy(name, weights, MAKERS[name]) for weights in (DECADES, PAPER) for name in MAKERS))
+STRATEGIES = (ADAM_BALANCED, *(Strategy(name, PAPER, make) for name, make in (MAKERS | OTHERS).items()))
+ADAM = STRATEGIES[1]
+BY_NAME = {strategy.name: strategy for strategy in (*METHODS, *STRATEGIES)}

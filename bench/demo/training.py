@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.demo.data import (
+    WEIGHTS,
     Images,
     batches,
-    draw_bad_weights,
     load_images,
     prior_losses,
     split,
 )
 from bench.demo.strategies import BY_NAME, Strategy, Task
-from bench.workloads.digits import CLASSES, TERMS, class_losses, make_network
+from bench.workloads.digits import TERMS, class_losses, make_network
 from mtadam_fused import MTAdam
 
 
@@ -44,7 +44,7 @@ class Training:
     def __init__(self, images: Images, strategy: Strategy, lr: float, seed: int) -> None:
         self.images = images
         self.training, self.validation, self.test = split(images.labels, seed)
-        self.weights = draw_bad_weights(seed) if strategy.bad_weights else [1.0] * CLASSES
+        self.weights = WEIGHTS[strategy.weights](seed)
         self.network = make_network(images.pixels.shape[-1], seed)
         priors = prior_losses(images.labels[self.training], self.weights)
         self.optimizer = strategy.make(Task(self.network, lr, seed, priors))

@@ -30,6 +30,16 @@ def adam(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
     torch.optim.Adam(params, foreach=False, fused=False).step()
 
 
+def balanced_adam(weights: Sequence[float]) -> Oracle:
+    """Return an oracle: a step of torch.optim.Adam on the weighted sum of the gradients, each divided by its norm."""
+
+    def oracle(params: list[nn.Parameter], grads: list[list[Tensor]]) -> None:
+        unit = [[g / g.norm() for g in of_term] for of_term in grads]
+        weighted_adam(weights)(params, unit)
+
+    return oracle
+
+
 def weighted_adam(weights: Sequence[float]) -> Oracle:
     """Return an oracle: a step of torch.optim.Adam on the sum of the terms' gradients times these weights."""
 

@@ -24,10 +24,20 @@ def mtadam_state(terms: int) -> int:
     return (terms + 1) * FLOAT
 
 
+def balanced_step(terms: int, element: int) -> int:
+    """Return the bytes of BalancedAdam's step: one second moment, and the K gradients twice; 8K + 24 in float32."""
+    return combined_step(terms, element, gram=True)
+
+
 def combined_step(terms: int, element: int, *, gram: bool) -> int:
     """Return the bytes of CombinedAdam's step. A rule that needs dot products reads the K gradients twice."""
     gradients = (2 if gram else 1) * terms * element
     return gradients + 4 * FLOAT + 2 * element
+
+
+def balanced_state() -> int:
+    """Return the bytes of the state of BalancedAdam and CombinedAdam: two moments."""
+    return 2 * FLOAT
 
 
 def published_step(terms: int) -> int:

@@ -6,7 +6,7 @@ from itertools import chain
 from bench.harness.side_by_side import Peer
 from bench.peers.baselines import make_adam_k_times, make_adam_on_sum, make_copy
 from bench.peers.compiled import make_compiled
-from bench.peers.ours import ONE_LAUNCH, make_combined, make_graph, make_mtadam, our_peer
+from bench.peers.ours import ONE_LAUNCH, make_balanced, make_combined, make_graph, make_mtadam, our_peer
 from bench.peers.published import make_published
 from bench.peers.torchjd import make_torchjd
 from mtadam_fused.backends import statuses
@@ -14,6 +14,7 @@ from mtadam_fused.backends import statuses
 STEP_PEERS: dict[str, Peer] = dict(
     chain(
         ((f"mtadam-{backend}", our_peer(backend, make_mtadam, lambda terms: terms + 2)) for backend in statuses()),
+        ((f"balanced-{backend}", our_peer(backend, make_balanced, lambda terms: 3)) for backend in statuses()),
         {
             "copy": Peer(make_copy, lambda terms: 2),
             "adam-on-sum": Peer(make_adam_on_sum, lambda terms: 3),

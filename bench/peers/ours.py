@@ -2,18 +2,19 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from bench.harness import byte_model
-from bench.harness.agreement import mtadam, weighted_adam
+from bench.harness.agreement import balanced_adam, mtadam, weighted_adam
 from bench.harness.devices import Device, capture_graph
 from bench.harness.measure import Contender, LeftOutError, Oracle
 from bench.harness.side_by_side import Peer
 from bench.peers.rules import RULES, gram_matrix
 from bench.workloads.shapes import Case, Grads, count_elements
-from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.backends import select_backend, statuses
 from mtadam_fused.backends.registry import AUTO
 
@@ -57,6 +58,18 @@ def make_mtadam(backend: str, case: Case, device: Device, grads: Grads) -> Conte
     optimizer = MTAdam(params, backend=backend)
     moved = byte_model.mtadam_step(case.terms, case.element) * count_elements(params)
     return make_eager(f"mtadam-{backend}", optimizer, grads, moved, mtadam)
+
+
+def make_balanced(backend: str, case: Case, device: Device, grads: Grads) -> Contender:
+    """Make BalancedAdam's step."""
+    params = case.params(device.torch_device)
+    # Each gradient of a parameter with one element becomes 1 or -1: with these weights no sum of them is 0 but for
+    # rounding, which no oracle could predict.
+    weights = [2.0**k for k in range(case.terms)]
+    optimizer = BalancedAdam(params, term_weights=weights, backend=backend)
+    moved = byte_model.balanced_step(case.terms, case.element) * count_elements(params)
+    made = make_eager(f"balanced-{backend}", optimizer, grads, moved, balanced_adam(weights))
+    return replace(made, exact=False)  # where the sum cancels in an element, its rounding is all that is left
 
 
 def make_graph(backend: str, case: Case, device: Device, grads: Grads) -> Contender:

@@ -40,7 +40,7 @@ def float32_steps(records: Sequence[Record]) -> list[Record]:
 
 def draw_bandwidth(records: Sequence[Record], path: Path) -> None:
     """Draw GB/s by the byte model against parameters, for each backend and K, under the copy's."""
-    steps = our_records(float32_steps(records), "step")
+    steps = our_records(float32_steps(records), "step", "mtadam")
     backends = list(dict.fromkeys(record.contender for record in steps))
     terms = sorted({record.terms for record in steps})
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -75,7 +75,7 @@ def draw_bandwidth(records: Sequence[Record], path: Path) -> None:
 
 def draw_peers(records: Sequence[Record], path: Path) -> None:
     """Draw how many times as fast as each peer the fastest backend is, with the turns' quartiles."""
-    best = sorted(fastest_backends(our_records(float32_steps(records), "step")), key=lambda r: r.parameters)
+    best = sorted(fastest_backends(our_records(float32_steps(records), "step", "mtadam")), key=lambda r: r.parameters)
     terms = sorted({record.terms for record in best})
     figure = Figure(figsize=(12, 3.2 * len(terms)), layout="constrained")
     for axes, k in zip(figure.subplots(len(terms), squeeze=False)[:, 0], terms, strict=True):
@@ -108,7 +108,7 @@ def draw_peers(records: Sequence[Record], path: Path) -> None:
 
 def draw_times(records: Sequence[Record], path: Path) -> None:
     """Draw milliseconds of a step against K, of every contender, on some workloads."""
-    steps = [record for record in float32_steps(records) if record.contender != "copy"]
+    steps = [r for r in float32_steps(records) if r.contender != "copy" and not r.contender.startswith("balanced")]
     measured = list(dict.fromkeys(record.workload for record in steps))
     workloads = [name for name in SHOWN if name in measured] or measured[: len(SHOWN)]
     contenders = list(dict.fromkeys(record.contender for record in steps))

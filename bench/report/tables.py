@@ -46,16 +46,21 @@ def sort_records(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=key)
 
 
-def our_records(records: Iterable[Record], group: str) -> list[Record]:
-    """Return the records of our optimizers in a group."""
-    return sort_records(r for r in records if r.group == group and r.contender.startswith(OURS))
+def our_records(records: Iterable[Record], group: str, ours: str | tuple[str, ...] = OURS) -> list[Record]:
+    """Return the records of our optimizers in a group, or of those whose names start with ``ours``."""
+    return sort_records(r for r in records if r.group == group and r.contender.startswith(ours))
+
+
+def kind_of(record: Record) -> str:
+    """Return which of our optimizers a record is of: the first part of the contender's name."""
+    return record.contender.split("-", 1)[0]
 
 
 def fastest_backends(records: Iterable[Record]) -> list[Record]:
     """Return, for each case, the record of the fastest backend, launched eagerly."""
     best: dict[tuple, Record] = {}
     for record in records:
-        case = record.workload, record.dtype, record.terms, record.rule
+        case = record.workload, record.dtype, record.terms, record.rule, kind_of(record)
         if not record.contender.endswith("-graph") and (
             case not in best or record.seconds.median < best[case].seconds.median
         ):
@@ -71,7 +76,11 @@ PEERS = {
     "published": "published loop",
     "compiled": "torch.compile",
 }
-RULE_PEERS = {"torchjd": "TorchJD + Adam", "torchjd-layerwise": "TorchJD layerwise"}  # where a rule weights the terms
+RULE_PEERS = {  # where a rule weights the terms
+    "torchjd": "TorchJD + Adam",
+    "torchjd-layerwise": "TorchJD layerwise",
+    "torchjd-autogram": "TorchJD autogram",
+}
 
 
 def case_columns(record: Record) -> Row:
@@ -92,7 +101,10 @@ def speed_columns(record: Record) -> Row:
 
 def peer_names(record: Record) -> Row:
     """Return the column of each contender that a record of ours is compared with."""
-    return RULE_PEERS | PEERS | {record.contender.replace("cuda", "triton"): "Triton"}
+    others = {record.contender.replace("cuda", "triton"): "Triton"}
+    if kind_of(record) == "balanced":
+        others[record.contender.replace("balanced", "mtadam")] = "MTAdam"
+    return RULE_PEERS | PEERS | others
 
 
 def peer_columns(record: Record) -> Row:
@@ -122,14 +134,24 @@ def backend_column(record: Record) -> Row:
     return {"backend": record.contender.split("-", 1)[1]}
 
 
+OPTIMIZERS = {"mtadam": "MTAdam", "balanced": "BalancedAdam", "combined": "CombinedAdam"}
+
+
+def optimizer_column(record: Record) -> Row:
+    return {"optimizer": OPTIMIZERS[kind_of(record)]}
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def short_tables(records: Sequence[Record]) -> str:
-    """Format the fastest backend's step for the top README: a table for MTAdam and one for CombinedAdam."""
-    found = [fastest_backends(our_records(records, group)) for group in ("step", "combine")]
+    """Format the fastest backend's step for the top README: a table for each of our optimizers."""
+    found = [
+        fastest_backends(our_records(records, group, ours))
+        for group, ours in (("step", "mtadam"), ("step", "balanced"), ("combine", "combined"))
+    ]
     return "\n\n".join(
-        markdown([case_columns(r) | speed_columns(r) | peer_columns(r) for r in of_group])
+        markdown([optimizer_column(r) | case_columns(r) | speed_columns(r) | peer_columns(r) for r in of_group])
         for of_group in found
         if of_group
     )
@@ -140,16 +162,25 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
     steps, combined = our_records(records, "step"), our_records(records, "combine")
     of_memory = sort_records(r for r in records if r.group == "memory")
     found = {
-        "Speed of a step": [case_columns(r) | backend_column(r) | speed_columns(r) for r in steps],
-        "Step: times as fast as": [case_columns(r) | backend_column(r) | peer_columns(r) for r in steps],
+        "Speed of a step": [
+            optimizer_column(r) | case_columns(r) | backend_column(r) | speed_columns(r) for r in steps
+        ],
+        "Step: times as fast as": [
+            optimizer_column(r) | case_columns(r) | backend_column(r) | peer_columns(r) for r in steps
+        ],
         "Weights by a rule, and Adam's step": [
             case_columns(r) | backend_column(r) | speed_columns(r) | peer_columns(r) for r in combined
         ],
         "Host's time of a step": [
-            case_columns(r) | backend_column(r) | host_columns(r) for r in steps + combined if r.host != r.seconds
+            optimizer_column(r) | case_columns(r) | backend_column(r) | host_columns(r)
+            for r in steps + combined
+            if r.host != r.seconds
         ],
         "Whole training step": [
             training_row(r) for r in our_records(records, "train") + our_records(records, "train-combine")
+        ],
+        "Whole training step with a rule, on a trunk that all terms share": [
+            one_pass_row(r) for r in sort_records(r for r in records if r.group == "one-pass")
         ],
         "Memory, bytes per parameter": [case_columns(r) | memory_columns(r) for r in of_memory],
     }
@@ -159,6 +190,21 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
 def training_row(record: Record) -> Row:
     """Return a training step of ours beside its peers'."""
     return case_columns(record) | {"ms": format_number(1e3 * record.seconds.median)} | peer_columns(record)
+
+
+def one_pass_row(record: Record) -> Row:
+    """Return a training step of ours or of a peer: time, memory, and ours beside the peers'."""
+    looks_at = {
+        **{"rule-features": "features", "rule-last-layer": "last shared layer", "rule-per-term": "all parameters"},
+        **{"adam-on-sum": "nothing: one Adam on the sum"},
+    }
+    name = looks_at.get(record.contender) or RULE_PEERS[record.contender]
+    return case_columns(record) | {
+        "rule looks at": name,
+        "ms": format_number(1e3 * record.seconds.median),
+        "bytes per parameter allocated": format_number(record.peak_bytes),
+        **peer_columns(record),
+    }
 
 
 def list_left_out(left_out: Iterable[LeftOut]) -> str:

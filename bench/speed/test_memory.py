@@ -66,6 +66,8 @@ def model_state_bytes(name: str, case: Case) -> int:
     """Return what the byte model says of a contender's state."""
     if name == "published":
         return byte_model.published_state(case.terms)
+    if name.startswith("balanced"):
+        return byte_model.balanced_state()
     return byte_model.adam_state(case.element) if name == "adam-on-sum" else byte_model.mtadam_state(case.terms)
 
 

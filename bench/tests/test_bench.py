@@ -58,7 +58,8 @@ def test_records(folder: Path) -> None:
     run = load(folder / "benchmarks.json")
     assert {r.contender for r in run.records if r.group == "train"} == {"mtadam", "published", "adam-on-sum"}
     mine = next(r for r in run.records if r.contender == "mtadam-cpu")
-    assert mine.faster_than.keys() == {"mtadam-reference", "adam-on-sum", "adam-k-times", "published"}
+    ours = {"mtadam-reference", "balanced-cpu", "balanced-reference"}
+    assert mine.faster_than.keys() == {*ours, "adam-on-sum", "adam-k-times", "published"}
     combined = next(r for r in run.records if r.contender == "combined-cpu")
     assert (combined.workload, combined.rule, combined.terms) == ("mnist", "PCGrad", 2)
     peers = {r.contender for r in run.records} | {entry.contender for entry in run.left_out}
@@ -145,10 +146,18 @@ def test_tables_compare_with_triton_and_do_not_depend_on_the_order_of_measuring(
     two, four = make_timed_records(seconds, 2), make_timed_records(seconds, 4)
     table = all_tables([*four, *two])["Step: times as fast as"]
     assert table == all_tables([*two, *four])["Step: times as fast as"]
-    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in table.splitlines()]
+    rows = [[cell.strip() for cell in line.split("|")[3:6]] for line in table.splitlines()]
     assert rows[0] == ["K", "backend", "Triton"]
     assert rows[2:6] == [["2", "cuda", "2"], ["2", "triton", ""], ["2", "cuda-graph", "4"], ["2", "triton-graph", ""]]
     assert short_tables(two).count("bert_base") == 1  # the fastest that is launched eagerly
+
+
+def test_tables_compare_balanced_adam_with_mtadam() -> None:
+    records = make_timed_records({"mtadam-cpu": 3.0, "balanced-cpu": 2.0, "adam-k-times": 8.0}, 2)
+    of_mtadam, of_balanced = short_tables(records).split("\n\n")
+    assert [cell.strip() for cell in of_balanced.splitlines()[-1].split("|")[-3:-1]] == ["4", "1.5"]
+    assert "| MTAdam |" not in of_mtadam.splitlines()[0]
+    assert [line.split("|")[1].strip() for line in (of_mtadam + of_balanced).splitlines()[2::3]]
 
 
 class Event:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from bench.demo.data import (
     BATCH,
     batches,
-    draw_bad_weights,
+    draw_decades,
+    draw_uniform,
     load_images,
     prior_losses,
     split,
@@ -39,7 +41,7 @@ def is_picture(path: Path) -> bool:
 
 def test_quick_demo(tmp_path: Path) -> None:
     printed = run_demo(tmp_path)
-    for method in ("Adam, balanced sum", "Adam, bad weights", "MTAdam, bad weights"):
+    for method in ("Adam, balanced sum", "Adam, U(0, 1000)", "MTAdam, U(0, 1000)", "BalancedAdam, 10^U(-3, 3)"):
         assert method in printed
         assert method in (tmp_path / "table.md").read_text()
     assert json.loads((tmp_path / "demo.json").read_text())["verdict"] in printed
@@ -56,12 +58,12 @@ def test_quick_demo_of_all_strategies(tmp_path: Path) -> None:
         cost = results["costs"][strategy.name]
         memory = cost["passes"], cost["state_bytes"], cost["gradient_bytes"]
         # By the papers' formulas: two moments of 4 bytes, or MTAdam's 4K + 4; one gradient, or K.
-        per_term = {"MTAdam, bad weights": (10, 44, 40)} | dict.fromkeys(
-            ["GradientNormalization", "GradNorm", "PCGrad", "MGDA", 'MGDA("loss+")'], (10, 8, 40)
+        per_term = {"MTAdam": (10, 44, 40)} | dict.fromkeys(
+            ["BalancedAdam", "GradientNormalization", "GradNorm", "PCGrad", "MGDA", 'MGDA("loss+")'], (10, 8, 40)
         )
-        assert memory == per_term.get(strategy.name, (1, 8, 4))
+        assert memory == per_term.get(strategy.method, (1, 8, 4))
         assert cost["time"] > 0
-    assert results["costs"]["Adam, bad weights"]["time"] == 1
+    assert results["costs"]["Adam, U(0, 1000)"]["time"] == 1
     assert is_picture(tmp_path / "strategies.png")
 
 
@@ -76,7 +78,7 @@ def test_baseline_is_adam_on_the_sum() -> None:
     order = batches(split(images.labels, seed=3)[0], torch.Generator().manual_seed(3))
     for _, batch in zip(range(steps), order, strict=False):
         optimizer.zero_grad()
-        losses = class_losses(network(images.pixels[batch]), images.labels[batch], draw_bad_weights(3))
+        losses = class_losses(network(images.pixels[batch]), images.labels[batch], draw_uniform(3))
         sum(losses.values(), torch.zeros(())).backward()
         optimizer.step()
     for ours, theirs in zip(training.network.parameters(), network.parameters(), strict=True):
@@ -132,3 +134,10 @@ def test_an_epoch_has_full_batches_of_training_images() -> None:
     assert len(seen) % BATCH == 0
     assert set(seen.tolist()) <= set(training.training.tolist())
     assert not set(seen.tolist()) & set(torch.cat([training.validation, training.test]).tolist())
+
+
+def test_weights_over_decades_are_spread() -> None:
+    logs = np.log10([draw_decades(seed) for seed in range(200)])
+    assert -3 <= logs.min() < -2.9 < 2.9 < logs.max() <= 3
+    assert abs(logs.mean()) < 0.15
+    assert draw_decades(0) != draw_decades(1)

@@ -9,7 +9,7 @@ from torch import nn
 
 import mtadam_fused
 from mtadam_fused import rules, weighting
-from tests.support.documentation import README, python_blocks
+from tests.support.documentation import README, make_batch, python_blocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,13 +20,13 @@ def test_python_blocks_run() -> None:
     assert len(blocks) == 6
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
-    names: dict = {"torch": torch, "model": model, "loader": [torch.randn(5, 3)], "MTAdam": mtadam_fused.MTAdam}
+    names: dict = {"torch": torch, "model": model, "loader": [make_batch()]}
     names["scaler"] = torch.amp.GradScaler("cpu")
     exec(blocks[0], names)
     assert not torch.equal(model.weight, before)
     exec(blocks[1], names)
     exec(blocks[2], names | losses_of(model))
-    assert set(names["optimizer"].term_scales()) == {"reconstruction", "sparsity"}
+    assert set(names["optimizer"].term_scales()) == {"depth", "normals"}
     for block in blocks[3:]:
         before = model.weight.detach().clone()
         names |= losses_of(model)
@@ -37,13 +37,13 @@ def test_python_blocks_run() -> None:
 
 def losses_of(model: nn.Module) -> dict[str, torch.Tensor]:
     out = model(torch.randn(5, 3))
-    return {"reconstruction_loss": out.square().mean(), "sparsity_loss": out.abs().mean()}
+    return {"depth_loss": out.square().mean(), "normals_loss": out.abs().mean()}
 
 
 def test_docstring_example_is_readmes() -> None:
-    for line in ("optimizer = MTAdam(model.parameters(), lr=1e-3)", "optimizer.backward(losses)"):
+    for line in ("optimizer = BalancedAdam(model.parameters(), lr=1e-3)", "optimizer.backward(losses)"):
         assert line in README
-        assert line in (mtadam_fused.MTAdam.__doc__ or "")
+        assert line in (mtadam_fused.BalancedAdam.__doc__ or "")
 
 
 def test_pictures_and_files_exist() -> None:

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtadam_fused import MTAdam
+from mtadam_fused import BalancedAdam
 from mtadam_fused.rules import Rule
-from tests.support.documentation import python_blocks
+from tests.support.documentation import make_batch, python_blocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,8 +55,9 @@ def run_readme_example(wrapper: Any) -> list[Tensor]:
     (example,) = (block for block in python_blocks() if f"{wrapper.__name__}(" in block)
     torch.manual_seed(0)
     network = nn.Linear(3, 3)
-    names = {"torch": torch, wrapper.__name__: wrapper, "MTAdam": MTAdam, "network": network}
-    exec(example, names | {"loader": [torch.randn(5, 3) * (1 + dist.get_rank())] * 2})
+    names = {"torch": torch, wrapper.__name__: wrapper, "BalancedAdam": BalancedAdam, "network": network}
+    loader = [make_batch(1.0 + dist.get_rank())] * 2
+    exec(example, names | {"loader": loader})
     return list(network.state_dict().values())
 
 
