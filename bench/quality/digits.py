@@ -1,22 +1,23 @@
 """Ten classes of digits, a loss term each: the demo's experiment with more kinds of bad weights."""
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from bench.demo.data import draw_bad_weights, load_images, split
+from bench.demo.data import WEIGHTS, load_images, split
+from bench.demo.strategies import DECADES, PAPER
 from bench.quality.batches import endless
 from bench.quality.problem import Losses, Problem, Training, Weighting
 from bench.workloads.digits import CLASSES, TERMS, class_losses, make_network
 
 EPOCHS = 20
 HARDEST = "8"
-DECADES = 3.0
 
 
-def draw_decades(seed: int) -> dict[str, float]:
-    """Draw a weight per class, over six decades."""
-    return dict(zip(TERMS, 10 ** np.random.default_rng(seed).uniform(-DECADES, DECADES, CLASSES), strict=True))
+def draw(name: str) -> Callable[[int], dict[str, float]]:
+    """Return the demo's drawing of weights that has this name."""
+    return lambda seed: dict(zip(TERMS, WEIGHTS[name](seed), strict=True))
 
 
 def start(seed: int) -> Training:
@@ -42,10 +43,7 @@ PROBLEM = Problem(
     name="digits",
     start=start,
     steps=EPOCHS * 16,  # of the 1078 training images, 16 full batches an epoch
-    weightings=(
-        Weighting("1 and U(0, 1000)", lambda seed: dict(zip(TERMS, draw_bad_weights(seed), strict=True))),
-        Weighting("10^U(-3, 3)", draw_decades),
-    ),
+    weightings=tuple(Weighting(name, draw(name)) for name in (PAPER, DECADES)),
     score="test accuracy, %",
     worst=0.0,
     orders={

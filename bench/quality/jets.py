@@ -9,13 +9,19 @@ from torch import Tensor, nn
 
 
 def make_network(inputs: int, width: int, depth: int, seed: int) -> nn.Sequential:
-    """Make a tanh network with ``depth`` hidden layers and one output."""
+    """Make a tanh network with ``depth`` hidden layers and one output, by Glorot's initialization, as PINNs have it."""
     torch.manual_seed(seed)
     network = nn.Sequential()
     for _ in range(depth):
         network.extend([nn.Linear(inputs, width), nn.Tanh()])
         inputs = width
-    return network.append(nn.Linear(inputs, 1))
+    network.append(nn.Linear(inputs, 1))
+    for name, p in network.named_parameters():
+        if name.endswith("weight"):
+            nn.init.xavier_normal_(p)
+        else:
+            nn.init.zeros_(p)
+    return network
 
 
 def jet_at(points: Tensor) -> Tensor:
