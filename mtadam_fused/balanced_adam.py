@@ -11,8 +11,9 @@ from .mtadam import MTAdam
 class BalancedAdam(MTAdam):
     """Adam for several loss terms that all pull equally hard in each layer: the setting to begin with.
 
-    Each step takes the gradient of every term separately, divides it in each layer by its running norm, and makes the
-    step of torch.optim.Adam on the sum. Neither the order of the terms nor constant factors on the losses matter. ::
+    Each step takes the gradient of every term separately, divides it in each layer by its largest recent norm, and
+    makes the step of torch.optim.Adam on the sum. Neither the order of the terms nor constant factors on the losses
+    matter. ::
 
         optimizer = BalancedAdam(model.parameters(), lr=1e-3)
         for batch in loader:
@@ -21,9 +22,9 @@ class BalancedAdam(MTAdam):
             optimizer.backward(losses)
             optimizer.step()
 
-    It is :class:`mtadam_fused.MTAdam` with other defaults: no anchor, bias-corrected norms, and one second moment. So
-    it keeps 8 bytes of state per element, like torch.optim.Adam. Use ``term_weights`` to make a term pull harder than
-    the others: ``{"residual": 1.0, "boundary": 0.1}``.
+    It is :class:`mtadam_fused.MTAdam` with other defaults: no anchor, decaying peaks as norms, and one second moment.
+    So it keeps 8 bytes of state per element, like torch.optim.Adam. No term pulls harder than the others, not even one
+    that wakes after a silence. Use ``term_weights`` to change that: ``{"residual": 1.0, "boundary": 0.1}``.
 
     Do not use it where the sum of the losses itself has a meaning, such as the evidence bound of a VAE, or where a
     useless solution makes one term vanish: equal pull is then another objective.
@@ -31,8 +32,7 @@ class BalancedAdam(MTAdam):
     Args:
         params: as of MTAdam.
         lr: learning rate, with its usual meaning for Adam.
-        betas: decay of the first moment, of the second moment, and of the running norms, each in [0, 1). For the last,
-            0.99 suits minibatches, and 0.9 full-batch problems such as PINNs.
+        betas: decay of the first moment, of the second moment, and of the running norms, each in [0, 1).
         eps, weight_decay: as of torch.optim.Adam.
         anchor, norms, second_moments: as of MTAdam.
         options: all else that MTAdam takes.
@@ -50,7 +50,7 @@ class BalancedAdam(MTAdam):
         weight_decay: float = 0.0,
         *,
         anchor: Term = "none",
-        norms: str = "corrected",
+        norms: str = "decaying_peak",
         second_moments: str = "shared",
         **options: Any,
     ) -> None:
