@@ -39,6 +39,20 @@ def on_supports(unit: UnitGram, supports: Tensor) -> Tensor:
     Returns:
         ``[S, K]``, 0 outside of the support.
     """
+    return least_and_slope(unit, supports, torch.zeros_like(unit.norms))[0]
+
+
+def least_and_slope(unit: UnitGram, supports: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each support two solutions of the same systems, as coefficients of the unit vectors.
+
+    Args:
+        supports: ``[S, K]`` bool.
+        products: ``[K]``, dot products of a vector with the unit vectors.
+
+    Returns:
+        ``[S, K]``, the point of least norm whose weights have sum 1; and ``[S, K]``, the projection of the vector on
+        the differences of such points. Of any sign, 0 outside of the support, not finite where there are none.
+    """
     count = len(unit.cosines)
     border = torch.where(supports, unit.inverse, 0.0)
     border = border / border.amax(dim=1, keepdim=True)
@@ -46,10 +60,11 @@ def on_supports(unit: UnitGram, supports: Tensor) -> Tensor:
     system[:, :count, :count] = masked(unit.cosines, supports)
     system[:, :count, count] = -border
     system[:, count, :count] = border
-    right = torch.zeros(len(supports), count + 1, 1, dtype=border.dtype, device=border.device)
-    right[:, count] = 1.0
-    y = torch.where(border > 0, solve(system, right)[:, :count, 0], 0.0)
-    return y / (y * unit.inverse).sum(dim=1, keepdim=True)
+    right = torch.zeros(len(supports), count + 1, 2, dtype=border.dtype, device=border.device)
+    right[:, count, 0] = 1.0
+    right[:, :count, 1] = products
+    least, slope = torch.where(border[:, :, None] > 0, solve(system, right)[:, :count], 0.0).unbind(dim=2)
+    return least / (least * unit.inverse).sum(dim=1, keepdim=True), slope
 
 
 def best(candidates: Tensor, unit: UnitGram) -> Tensor:

@@ -41,11 +41,10 @@ class Rule:
     needs_losses: bool = False
     parameters: Sequence[Tensor] | None = None
     shown: ClassVar[tuple[str, ...]] = ()  # the arguments that repr() shows
+    shown_if_changed: ClassVar[Mapping[str, Any]] = {"preference": None}  # and those that it shows if they differ
     _preference: PerTerm | None = None
 
-    def __init__(
-        self, *, preference: TermWeights = None, parameters: Tensor | Iterable[Tensor] | None = None
-    ) -> None:
+    def __init__(self, *, preference: TermWeights = None, parameters: Tensor | Iterable[Tensor] | None = None) -> None:
         check_preference(preference)
         self._preference = PerTerm(preference, "preference")
         if isinstance(parameters, Tensor):
@@ -92,10 +91,8 @@ class Rule:
         """Load what :meth:`state_dict` returned."""
 
     def __repr__(self) -> str:
-        shown = [f"{name}={getattr(self, name)!r}" for name in self.shown]
-        if self.preference is not None:
-            shown.append(f"preference={self.preference!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        names = [*self.shown, *(name for name, usual in self.shown_if_changed.items() if getattr(self, name) != usual)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 def copy_or_replace_(state: Tensor, new: Tensor) -> Tensor:
