@@ -11,7 +11,8 @@ from ..hyperparameters import TermWeights, check_not_negative
 from .gram_rule import GramRule
 from .supports import solve
 
-STEPS = 40  # of Newton's method, of which 5 to 15 are needed but where gradients all but cancel
+STEPS = 25  # of Newton's method, of which 5 to 15 are needed but where gradients all but cancel
+STEPS_AT_MOST = 100  # where the end can be looked at
 LARGEST = 1e4  # how many times what the largest of them would be alone the coefficients may become
 STEEPNESS = 8  # power of the wall there: at a hundredth of it, it is as good as absent
 HALVINGS = 12  # lengths of a step that are tried at once
@@ -25,9 +26,10 @@ class FairGrad(GramRule):
     falls. Small alpha favor the sum of the progress (0 would be equal weights), large ones the worst term. Solved by
     Newton's method on the convex problem whose gradient this is. Where the gradients'
     directions cancel, as opposite ones do, the weights would grow without end; there no term's share in the update is
-    more than some 1e4 times the largest that it were of a term alone.
+    more than some 1e4 times the largest that it were of a term alone. With an alpha far from 1 and gradients of very
+    different lengths, use ``normalized=True``: their shares would differ by more orders of magnitude than float64 has.
 
-    Up to eight terms nothing waits for the device: 40 steps. Of more, as many as are needed, on the host: one wait.
+    Up to eight terms nothing waits for the device: 25 steps. Of more, at most 100, on the host: one wait.
 
     Args:
         alpha: the kind of fairness, above 0.
@@ -70,15 +72,17 @@ class FairGrad(GramRule):
         y = problem.alone.exp()
         halves = 0.5 ** torch.arange(HALVINGS, dtype=matrix.dtype, device=matrix.device)
         halves = torch.nn.functional.pad(halves, (0, 1))  # the last is 0: to stay is always possible
-        for _ in range(STEPS):
+        can_look = matrix.device.type == "cpu"
+        for _ in range(STEPS_AT_MOST if can_look else STEPS):
             slope, curvature = problem.derivatives(y)
-            step = solve(curvature[None], -slope[None, :, None])[0, :, 0].nan_to_num(0.0, 0.0, 0.0)
-            longest = 0.95 / (-step).amax().clamp(min=0.95)  # y stays above 0
-            tried = y * (1.0 + longest * halves[:, None] * step)  # [HALVINGS + 1, K]
+            unit = curvature.diagonal().rsqrt()  # so that the system is of no scale
+            step = unit * solve((unit * curvature * unit[:, None])[None], -(unit * slope)[None, :, None])[0, :, 0]
+            step = step.nan_to_num(0.0, 0.0, 0.0)
+            tried = y * (1.0 + halves[:, None] * step).clamp(min=0.05)  # [HALVINGS + 1, K], above 0
             values, rounding = problem.values(tried)
             is_least = values <= values.amin() + rounding[-1]
             y = tried.index_select(0, is_least.to(torch.int8).argmax()[None])[0]
-            if matrix.device.type == "cpu" and step.abs().amax() < 1e-10:
+            if can_look and step.abs().amax() < 1e-10:
                 break
         return y
 
@@ -116,7 +120,8 @@ class Fairness:
         squares = (y @ self.matrix * y).sum(dim=1) / 2
         gains = up * y.log() if self.power == 0 else up / self.power
         values = squares - gains.sum(dim=1) + down.sum(dim=1) / STEEPNESS
-        return values.nan_to_num(torch.inf, torch.inf, torch.inf), 1e-14 * (squares + gains.abs().sum(dim=1))
+        rounding = 1e-15 * (y.sum(dim=1) ** 2 + gains.abs().sum(dim=1))
+        return values.nan_to_num(torch.inf, torch.inf, torch.inf), rounding
 
 
 class NashMTL(FairGrad):
@@ -127,7 +132,7 @@ class NashMTL(FairGrad):
     losses do not matter to the update. Solved exactly, where the published code stops after some steps of a
     linearization. Where the gradients' directions cancel, weights are bounded, as in :class:`FairGrad`.
 
-    Up to eight terms nothing waits for the device: 40 steps. Of more, as many as are needed, on the host: one wait.
+    Up to eight terms nothing waits for the device: 25 steps. Of more, at most 100, on the host: one wait.
 
     Args:
         preference: bargaining powers: the exponents of the terms' progress.

@@ -117,7 +117,7 @@ class GradientNormalization(Rule):
             wanted = torch.ones_like(norms[0])
         ratios = wanted / (norms + self.eps)
         if self.clamp is not None:
-            ratios = ratios.clamp(*self.clamp)
+            ratios = ratios.clamp(float(self.clamp[0]), float(self.clamp[1]))
         if self._anchor is not None:
             ratios = torch.where(torch.arange(len(norms), device=norms.device) == self._anchor, 1.0, ratios)
         ratios = torch.where(is_known & (wanted > 0) & wanted.isfinite(), ratios, before)

@@ -63,7 +63,7 @@ def walk(start: Tensor, aim: Callable[[Tensor, Tensor], Tensor], slopes: Callabl
         is_going = is_going & target.isfinite().all(dim=1, keepdim=True)
         target = torch.where(is_going, target, y)
         blocking = support & (target <= 0) & is_going
-        shares = torch.where(blocking, y / (y - target), torch.inf)
+        shares = torch.where(blocking, (y / (y - target)).nan_to_num(0.0), torch.inf)
         share = shares.amin(dim=1, keepdim=True)
         y = y + share.clamp(max=1.0) * (target - y)
         support = support & ~(blocking & (shares <= share))
