@@ -46,6 +46,7 @@ MTADAM_FN RowScalars<C> row_scalars(const Group& g, const StepFactors<C>& factor
 template <class C>
 struct StepArgs {
   int64_t rows, terms, moments;
+  int64_t is_shared;              // whether all terms share one second moment
   const Row* row;                 // [rows]
   const Group* group;             // [groups]
   const double* weight;           // [groups, terms], the user's term weights
@@ -64,7 +65,7 @@ template <class Args>
 constexpr bool is_flat(int64_t members) {
   return std::is_trivially_copyable_v<Args> && sizeof(Args) == members * 8;
 }
-static_assert(is_flat<StepArgs<float>>(16) && is_flat<StepArgs<double>>(16), "Python fills 16 64-bit values");
+static_assert(is_flat<StepArgs<float>>(17) && is_flat<StepArgs<double>>(17), "Python fills 17 64-bit values");
 
 namespace cpu {
 
@@ -76,7 +77,7 @@ void term_norms(const StepArgs<C>& args);
 template <class C>
 void balance(const StepArgs<C>& args);
 
-// Stage 3: advances parameters and moments. With one moment it is combined_adam's update.
+// Stage 3: advances parameters and moments. With a shared moment it is combined_adam's update.
 template <class C>
 void mtadam_update(const StepArgs<C>& args);
 
@@ -118,7 +119,7 @@ struct DeviceArgs : StepArgs<C> {
   unsigned* queue;          // [1 + rows] counters for kMtadamStep, zeros before a launch and after
   int64_t wants_combined;   // whether combined gradients are wanted
 };
-static_assert(is_flat<DeviceArgs<float>>(27) && is_flat<DeviceArgs<double>>(27), "Python fills 27 64-bit values");
+static_assert(is_flat<DeviceArgs<float>>(28) && is_flat<DeviceArgs<double>>(28), "Python fills 28 64-bit values");
 
 // kBalance does kFoldNorms too where it is given `partial`. kMtadamUpdate is for a second moment per term,
 // kCombinedAdam for one. kMtadamStep is the norms, the balance and either update in one kernel.

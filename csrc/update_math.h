@@ -35,9 +35,9 @@ MTADAM_FN bool is_finite(C x) {
   return x - x == C(0);
 }
 
-// How a running norm remembers: the moving average with beta3, the same with Adam's bias correction, or the largest
-// norm so far.
-enum Norms : int64_t { kAverage = 0, kCorrected = 1, kPeak = 2 };
+// How a running norm remembers: the moving average with beta3, the same with Adam's bias correction, the largest norm
+// so far, or the largest of the norms that have each shrunk by beta3 at every step since.
+enum Norms : int64_t { kAverage = 0, kCorrected = 1, kPeak = 2, kDecayingPeak = 3 };
 
 // What a layer's terms are balanced against, where it is not the position of a term.
 enum Anchor : int64_t { kFirst = -1, kNoAnchor = -2, kGeometricMean = -3 };
@@ -45,21 +45,23 @@ enum Anchor : int64_t { kFirst = -1, kNoAnchor = -2, kGeometricMean = -3 };
 // The decay of a layer's running norms at its step t, from 1. With bias correction it grows from 0 to beta3: the
 // running norm of a term that is there from the first step is then the average started at zero, divided by 1 - beta3^t.
 template <class C>
-MTADAM_FN C norm_decay(double beta3, double step, bool corrected) {
-  return C(corrected ? beta3 * (1.0 - std::pow(beta3, step - 1.0)) / (1.0 - std::pow(beta3, step)) : beta3);
+MTADAM_FN C norm_decay(double beta3, double step, int64_t norms) {
+  if (norms == kCorrected) return C(beta3 * (1.0 - std::pow(beta3, step - 1.0)) / (1.0 - std::pow(beta3, step)));
+  return norms == kPeak ? C(1) : C(beta3);
 }
 
 // The running norm of one (layer, term) pair after a step whose gradient has the given norm.
 //
 // A norm that is not finite is left out, so that one bad gradient does not spoil all steps after it. An absent term has
 // the norm NaN: it keeps its running norm, and can still be the anchor. With `first_nonzero` the running norm starts at
-// the first norm above kTinyNorm instead of the first one. With `peak` it is the largest norm so far.
+// the first norm above kTinyNorm instead of the first one. With `peak` it is
+// the norm, or what the decay has left of it if that is larger.
 template <class C>
 MTADAM_FN C running_norm(C norm_avg, C norm, C decay, bool first_nonzero, bool peak) {
   if (!is_finite(norm)) return norm_avg;
   if (!has_started(norm_avg)) return first_nonzero && !(norm > C(kTinyNorm)) ? norm_avg : norm;
-  if (peak) return norm > norm_avg ? norm : norm_avg;
-  return decay * norm_avg + (C(1) - decay) * norm;
+  const C left = decay * norm_avg;
+  return peak ? (norm > left ? norm : left) : left + (C(1) - decay) * norm;
 }
 
 // The number that a layer's terms are balanced against, of those of their running norms that are above kTinyNorm: that

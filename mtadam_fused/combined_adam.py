@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
+from .gradients.collector import check_inputs
 from .hyperparameters import Hyperparameters, Term
 from .optimizer import TermOptimizer
 from .rules import Rule
+from .rules.probe import ParameterProbe, sum_gram
+from .rules.weigh import ask, weigh, weighted_sum
 from .tables.layout import StateLayout, TermGradients
 from .tables.step_args import StepArgs
 
@@ -18,11 +21,14 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+PASSES = ("auto", "per_term")
+
+
 class CombinedAdam(TermOptimizer):
     """Adam on a weighted sum of the loss terms' gradients, with weights that a rule finds anew at each step.
 
-    Each step takes the gradient of every term apart, gives the rule their dot products and the losses, and makes the
-    step of torch.optim.Adam on the sum of the gradients times the rule's weights. ::
+    Each step gives the rule the dot products of the terms' gradients and the losses, and makes the step of
+    torch.optim.Adam on the sum of the gradients times the rule's weights. ::
 
         optimizer = CombinedAdam(model.parameters(), PCGrad(), lr=1e-3)
         for batch in loader:
@@ -32,9 +38,13 @@ class CombinedAdam(TermOptimizer):
             optimizer.step()
 
     A rule looks at the gradients of the parameters that every term of the step reaches, the shared ones, unless it
-    names others; where no parameter is shared it sees zeros. Parameters that only some terms reach are stepped on the
-    sum over those terms, with the same weights. The state of a parameter is that of torch.optim.Adam, 8 bytes per
-    element, in float32 also for 16-bit parameters, in float64 for float64.
+    names others; where no parameter is shared it sees zeros. A rule that names its ``parameters``, or looks at no
+    gradient, is asked in :meth:`backward`: that then makes one backward pass of the weighted sum, and holds one
+    gradient. Other rules, and :meth:`term`, take a pass per term.
+
+    Parameters that only some terms reach are stepped on the sum over those terms, with the same weights. The state of a
+    parameter is that of torch.optim.Adam, 8 bytes per element, in float32 also for 16-bit parameters, in float64 for
+    float64.
 
     Args:
         params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to
@@ -49,6 +59,8 @@ class CombinedAdam(TermOptimizer):
         amsgrad: bound by the largest second moment so far.
         maximize: maximize the losses.
         decoupled_weight_decay: apply ``weight_decay`` to the parameter, before the step (as AdamW does).
+        passes: "auto", one backward pass where the step is the same; or "per_term", always a pass per term, as gradient
+            accumulation and a GradScaler need for rules with ``parameters``.
         keep_combined_grad: leave the weighted sum of the gradients in ``p.grad`` after a step, at the cost of memory
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
@@ -65,8 +77,8 @@ class CombinedAdam(TermOptimizer):
             None: gradients are not averaged; losses are, if parameters are sharded.
 
     Raises:
-        ValueError: a hyper-parameter out of its range, no such backend, or a rule about parameters that are not among
-            ``params``.
+        ValueError: a hyper-parameter out of its range, no such backend or ``passes``, or a rule about parameters that
+            are not among ``params``.
         TypeError: parameters that are not dense and real, a rule that is none, or a ``process_group`` that this process
             is not in.
         RuntimeError: the backend asked for cannot serve the parameters here.
@@ -86,6 +98,7 @@ class CombinedAdam(TermOptimizer):
         amsgrad: bool = False,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
+        passes: str = "auto",
         keep_combined_grad: bool = False,
         check_finite: bool = False,
         backend: str | Backend = "auto",
@@ -93,7 +106,10 @@ class CombinedAdam(TermOptimizer):
     ) -> None:
         if not isinstance(rule, Rule):
             raise TypeError(f"rule is {rule!r}; it must be an object of mtadam_fused.rules, such as PCGrad()")
+        if passes not in PASSES:
+            raise ValueError(f"passes is {passes!r}; it must be one of {', '.join(PASSES)}")
         self.rule = rule
+        self.passes = passes
         self._weights = torch.empty(0)
         defaults = {
             "lr": lr,
@@ -130,13 +146,71 @@ class CombinedAdam(TermOptimizer):
         """
         return dict(zip(self.terms, self._weights.unbind(), strict=False))
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._probe: ParameterProbe | None = None
+
+    def __repr__(self) -> str:
+        passes = "one backward pass for all terms" if self.takes_one_pass else "a backward pass per term"
+        return f"{super().__repr__()}\n{passes}"
+
+    # -- one backward pass ---------------------------------------------------------------------------------------------
+
+    @property
+    def takes_one_pass(self) -> bool:
+        """Whether :meth:`backward` makes one backward pass for all terms."""
+        if self.passes == "per_term":
+            return False
+        # To autograd, parameters that FSDP2 has sharded are not in the graph.
+        return not self.rule.needs_gram or (self.rule.parameters is not None and not self._communicator.has_shards)
+
+    def _differentiate(
+        self, losses: Mapping[Term, Tensor], terms: list[Term], retain_graph: bool, inputs: Sequence[Tensor] | None
+    ) -> None:
+        waits_apart = bool(self._collector) and self._collector.weights is None
+        if not self.takes_one_pass or waits_apart or (inputs is not None and self.rule.needs_gram):
+            self._refuse_weighted("passes of single terms")
+            return super()._differentiate(losses, terms, retain_graph, inputs)
+        if self._looks_at_batch:
+            self._refuse_weighted("another call of backward()")
+        if self._probe is None and self.rule.parameters is not None:
+            self._probe = ParameterProbe(self.rule.parameters, self.backend)
+        weights = weigh(self.rule, losses, terms, self._probe, self._communicator)
+        self._collector.weights = weights
+        total = weighted_sum([(weights[terms.index(term)], loss) for term, loss in losses.items()])
+        torch.autograd.backward(total, retain_graph=retain_graph, inputs=inputs)
+        check_inputs(inputs or ())
+        self._collector.take(0, tuple(losses), self._params(), None)
+
+    @property
+    def _looks_at_batch(self) -> bool:
+        """Whether the rule's weights depend on the batch."""
+        return self.rule.needs_gram or self.rule.needs_losses
+
+    def _refuse_weighted(self, what: str) -> None:
+        """Raise RuntimeError if the gradients that wait are a weighted sum already."""
+        if self._collector.weights is not None:
+            raise RuntimeError(
+                f"{self.rule!r} has weighted the gradients of the last backward(), and they cannot be combined with "
+                f"{what}; call step() or zero_grad() first, or make the optimizer with passes='per_term'"
+            )
+
     # -- the step ------------------------------------------------------------------------------------------------------
 
     def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
         self.rule.check_terms(terms, allow_more=allow_more)
 
+    def _check_term_block(self) -> None:
+        self._refuse_weighted("those of a term() block")
+
+    def _check_unscale(self) -> None:
+        if self._looks_at_batch:
+            self._refuse_weighted("a GradScaler, whose scale the rule has seen")
+
     def _check_step(self, grads: TermGradients) -> None:
         self.rule.check_terms(self.terms, allow_more=False)
+        if self._collector.weights is not None:
+            return
         for k, (term, row) in enumerate(zip(self.terms, grads, strict=True)):
             if self.rule.needs_losses and k not in self._collector.losses and any(g is not None for g in row):
                 raise RuntimeError(
@@ -145,35 +219,24 @@ class CombinedAdam(TermOptimizer):
                 )
 
     def _update(self, steps: Sequence[StepArgs]) -> None:
-        weights = self.rule(self._gram(steps), self._losses(steps[0].table.device))
-        if not isinstance(weights, Tensor) or weights.shape != (len(self.terms),):
-            given = f"of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else f"{weights!r}"
-            raise ValueError(
-                f"{self.rule!r} gave weights {given}; it must give a tensor with one for each of the "
-                f"{len(self.terms)} terms"
-            )
-        if self._communicator:
-            # A rule may draw random numbers, so all processes use the first one's weights.
-            weights = self._communicator.broadcast_first(weights.to(steps[0].table.device))
+        weights = self._collector.weights
+        if weights is None:
+            weights = scales = ask(self.rule, self._gram(steps), self._collector.losses, self._communicator)
+        else:
+            scales = torch.ones_like(weights)  # what waits is weighted already
         self._weights = weights
         for args in steps:
-            args.table.scales.copy_(weights.expand_as(args.table.scales), non_blocking=True)
+            args.table.scales.copy_(scales.expand_as(args.table.scales), non_blocking=True)
             self._backends[args.table.device].combined_adam(args)
 
     def _gram(self, steps: Sequence[StepArgs]) -> Tensor:
         """Return the [K, K] dot products of the gradients over the parameters that the rule looks at."""
-        device, terms = steps[0].table.device, len(self.terms)
-        gram = torch.zeros(terms, terms, dtype=torch.float64, device=device)
-        if not self.rule.needs_gram:
-            return gram
-        for args, probed in zip(steps, self._probed_rows(steps), strict=True):
-            if any(probed):
-                if not all(probed):
-                    grads = [[g if keep else None for g, keep in zip(row, probed, strict=True)] for row in args.grads]
-                    args = replace(args, grads=grads)
-                self._backends[args.table.device].term_gram(args)
-                gram += args.table.sum_over_rows(args.table.gram).to(device)
-        return gram
+        probed = [
+            args if all(rows) else replace(args, grads=[list(map(if_true, rows, of_term)) for of_term in args.grads])
+            for args, rows in zip(steps, self._probed_rows(steps), strict=True)
+            if self.rule.needs_gram and any(rows)
+        ]
+        return sum_gram(probed, self._backends, len(self.terms), steps[0].table.device)
 
     def _probed_rows(self, steps: Sequence[StepArgs]) -> list[list[bool]]:
         """Return for each table which rows the rule looks at: those it names, or those that all terms reach."""
@@ -185,16 +248,6 @@ class CombinedAdam(TermOptimizer):
             [all(g is not None for g in of_row) for of_row in zip(*(args.grads[k] for k in present), strict=True)]
             for args in steps
         ]
-
-    def _losses(self, device: torch.device) -> Tensor:
-        """Return the [K] float64 losses, NaN where unknown."""
-        losses = torch.full((len(self.terms),), torch.nan, dtype=torch.float64, device=device)
-        if self.rule.needs_losses:
-            for k, loss in self._collector.losses.items():
-                losses[k] = loss
-            if self._communicator:
-                losses = self._communicator.all_reduce_mean(losses)
-        return losses
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +271,8 @@ class CombinedAdam(TermOptimizer):
     load_state_dict.__doc__ = TermOptimizer.load_state_dict.__doc__
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"rule": self.rule, "_weights": self._weights}
+        own = ("rule", "passes", "_weights")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -227,3 +281,8 @@ class CombinedAdam(TermOptimizer):
             self.rule.load_state_dict(saved)
         for group in self.param_groups:
             group["rule"] = self.rule
+
+
+def if_true(keep: bool, value: Tensor | None) -> Tensor | None:
+    """Return ``value``, or None."""
+    return value if keep else None

@@ -16,7 +16,10 @@ TermWeights = Mapping[Any, float] | Sequence[float] | None
 Self = TypeVar("Self", bound="Hyperparameters")
 
 NORM_INITS = ("first_step", "first_nonzero")
-NORMS = {"average": reference.AVERAGE, "corrected": reference.CORRECTED, "peak": reference.PEAK}
+NORMS = {
+    **{"average": reference.AVERAGE, "corrected": reference.CORRECTED},
+    **{"peak": reference.PEAK, "decaying_peak": reference.DECAYING_PEAK},
+}
 ANCHORS = {"first": reference.FIRST, "none": reference.NO_ANCHOR, "geometric_mean": reference.GEOMETRIC_MEAN}
 
 

@@ -60,10 +60,13 @@ class MTAdam(TermOptimizer):
             term whose first gradient is zero has too small a running norm, and too large a scale, for some steps.
         anchor: what the running norms of a layer's terms are brought to: that of the "first" term with a gradient there
             (published); "none", to 1; their "geometric_mean"; or that of the term of this name (the geometric mean
-            where it has no gradient). Without an anchor and with the geometric mean, neither the order of the terms nor
-            constant factors on the losses matter. A running norm up to 1e-10 counts as no gradient.
+            where it has no gradient). Only "first" depends on the order of the terms. Without an anchor constant
+            factors on the losses do not matter; with one they become a common factor on all scales, which Adam cancels
+            but for ``eps``, L2 decay and terms that come and go. A running norm up to 1e-10 counts as no gradient.
         norms: what a running norm is: the "average" with decay ``betas[2]`` (published); the average "corrected" for
-            its start, as Adam's moments are; or the "peak", the largest norm so far.
+            its start, as Adam's moments are; the "peak", the largest norm so far; or the "decaying_peak", the larger of
+            the present norm and ``betas[2]`` times the last running norm (as Adamax remembers gradients). With a peak
+            no gradient is ever scaled to more than its term's share.
         second_moments: "per_term", of which the largest bounds the step (published); or "shared", one of the sum of the
             balanced gradients, as in Adam. L2 weight decay is then added once.
         keep_combined_grad: leave the sum of the balanced gradients in ``p.grad`` after a step, at the cost of memory

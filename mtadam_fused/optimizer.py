@@ -14,6 +14,7 @@ from .backends import Backend, select_backend
 from .distributed.communicator import Communicator
 from .distributed.dtensor import dtensor_like
 from .gradients.collector import GradientCollector, check_inputs
+from .gradients.compiled import explain_donated_buffers
 from .gradients.grad_scaler import GradScalerView
 from .gradients.losses import Losses, check_loss, check_term, named_losses
 from .hyperparameters import Hyperparameters, Term
@@ -132,6 +133,12 @@ class TermOptimizer(Optimizer):
             allow_more: whether more terms may follow.
         """
 
+    def _check_term_block(self) -> None:
+        """Raise RuntimeError for gradients that wait, and that a :meth:`term` block cannot be added to."""
+
+    def _check_unscale(self) -> None:
+        """Raise RuntimeError for gradients that wait, and that a GradScaler cannot unscale."""
+
     # -- gradients -----------------------------------------------------------------------------------------------------
 
     @torch._disable_dynamo
@@ -160,14 +167,21 @@ class TermOptimizer(Optimizer):
         terms = self._with_terms(named, allow_more=False)
         self._collector.free_grads(self._params(), has_state=bool(self.state))
         try:
-            for number, (term, loss) in enumerate(named.items(), start=1):
-                torch.autograd.backward(loss, retain_graph=retain_graph or number < len(named), inputs=inputs)
-                check_inputs(inputs or ())
-                self._collector.take(terms.index(term), term, self._params(), loss)
+            with explain_donated_buffers():
+                self._differentiate(named, terms, retain_graph, inputs)
         except BaseException:
             self.zero_grad()
             raise
         self._set_terms(terms)
+
+    def _differentiate(
+        self, losses: Mapping[Term, Tensor], terms: list[Term], retain_graph: bool, inputs: Sequence[Tensor] | None
+    ) -> None:
+        """Run one backward pass per term, and take the gradients. ``terms`` are all terms so far."""
+        for number, (term, loss) in enumerate(losses.items(), start=1):
+            torch.autograd.backward(loss, retain_graph=retain_graph or number < len(losses), inputs=inputs)
+            check_inputs(inputs or ())
+            self._collector.take(terms.index(term), term, self._params(), loss)
 
     @torch._disable_dynamo
     @contextmanager
@@ -191,6 +205,7 @@ class TermOptimizer(Optimizer):
         if loss is not None:
             check_loss(name, loss, need_graph=False, need_finite=not self._communicator)
         terms = self._with_terms([name], allow_more=True)
+        self._check_term_block()
         self._collector.begin_term(name, self._params(), has_state=bool(self.state))
         try:
             yield

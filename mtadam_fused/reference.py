@@ -22,7 +22,7 @@ TINY_NORM = 1e-10  # running norms at or below it count as zero: no anchor, no s
 
 # How a running norm remembers, and what a layer's terms are balanced against if not a term at some position. The codes
 # are those of csrc/update_math.h.
-AVERAGE, CORRECTED, PEAK = 0, 1, 2
+AVERAGE, CORRECTED, PEAK, DECAYING_PEAK = 0, 1, 2, 3
 FIRST, NO_ANCHOR, GEOMETRIC_MEAN = -1, -2, -3
 
 
@@ -44,13 +44,17 @@ def is_finite(x: Tensor) -> Tensor:
     return x.isfinite()
 
 
-def norm_decay(beta3: Tensor, step: Tensor, corrected: Tensor) -> Tensor:
-    """Return the decay of a layer's running norms at its step, from 1; float64, as the arguments.
+def norm_decay(beta3: Tensor, step: Tensor, norms: Tensor) -> Tensor:
+    """Return the decay of a layer's running norms at its step, from 1; in float64.
 
     With bias correction it grows from 0 to ``beta3``: the running norm of a term that is there from the first step is
     then the average started at zero, divided by ``1 - beta3**step``.
+
+    Args:
+        norms: how running norms remember, a code.
     """
-    return torch.where(corrected, beta3 * (1 - beta3 ** (step - 1)) / (1 - beta3**step), beta3)
+    grown = beta3 * (1 - beta3 ** (step - 1)) / (1 - beta3**step)
+    return torch.where(norms == CORRECTED, grown, torch.where(norms == PEAK, 1.0, beta3))
 
 
 def running_norm(norm_avg: Tensor, norm: Tensor, decay: Tensor, first_nonzero: Tensor, peak: Tensor) -> Tensor:
@@ -58,10 +62,11 @@ def running_norm(norm_avg: Tensor, norm: Tensor, decay: Tensor, first_nonzero: T
 
     A norm that is not finite is left out, so that one bad gradient does not spoil all steps after it. With
     ``first_nonzero`` the running norm starts at the first norm above :data:`TINY_NORM` instead of the first one. With
-    ``peak`` it is the largest norm so far.
+    ``peak`` it is the norm, or what the decay has left of it if that is larger.
     """
     start = torch.where(first_nonzero & ~(norm > TINY_NORM), norm_avg, norm)
-    moved = torch.where(peak, torch.maximum(norm_avg, norm), decay * norm_avg + (1 - decay) * norm)
+    left = decay * norm_avg
+    moved = torch.where(peak, torch.maximum(left, norm), left + (1 - decay) * norm)
     return torch.where(is_finite(norm), torch.where(has_started(norm_avg), moved, start), norm_avg)
 
 
@@ -217,9 +222,8 @@ def balance(
     Returns:
         ``[L, K]`` running norms after this step, and ``[L, K]`` scales.
     """
-    corrected, peak = rule.norms == CORRECTED, rule.norms == PEAK
-    decay = norm_decay(rule.beta3, steps.double().unsqueeze(1), corrected).to(norms.dtype)
-    norm_avg = running_norm(norm_avg, norms, decay, rule.first_nonzero, peak)
+    decay = norm_decay(rule.beta3, steps.double().unsqueeze(1), rule.norms).to(norms.dtype)
+    norm_avg = running_norm(norm_avg, norms, decay, rule.first_nonzero, rule.norms >= PEAK)
     return norm_avg, term_scale(norm_avg, anchor_of(norm_avg, rule.anchor), weights)
 
 

@@ -6,7 +6,7 @@ from .fields import FACTORS_SIZE, GROUP_ANCHOR, GROUP_BETA3, GROUP_FIRST_NONZERO
 from .memory import kernel
 from .rows import begin_row, group_of
 from .term_norms import row_norms
-from .update_math import CORRECTED, PEAK, anchor_of, norm_decay, running_norm, term_scale
+from .update_math import PEAK, anchor_of, norm_decay, running_norm, term_scale
 
 
 @kernel
@@ -44,8 +44,8 @@ def balance(
     before = tl.load(norm_avg + pair, is_term, other=0.0)
     beta3, first_nonzero = tl.load(own_group + GROUP_BETA3), tl.load(own_group + GROUP_FIRST_NONZERO) != 0
     norms_kind, anchor = tl.load(own_group + GROUP_NORMS), tl.load(own_group + GROUP_ANCHOR)
-    decay = norm_decay(beta3, tl.load(steps + r).to(tl.float64) + 1, norms_kind == CORRECTED, C)
-    after = running_norm(before, norm, decay, first_nonzero, norms_kind == PEAK)
+    decay = norm_decay(beta3, tl.load(steps + r).to(tl.float64) + 1, norms_kind, C)
+    after = running_norm(before, norm, decay, first_nonzero, norms_kind >= PEAK)
     scale = term_scale(after, anchor_of(after, anchor, WIDTH), weights)
     tl.store(norm_avg + pair, after, is_term)
     tl.store(scales + pair, scale, is_term)

@@ -12,7 +12,7 @@ TINY_NORM = tl.constexpr(1e-10)
 INFINITY = tl.constexpr(float("inf"))
 
 # How a running norm remembers, and what a layer's terms are balanced against: the codes of csrc/update_math.h.
-CORRECTED, PEAK = tl.constexpr(1), tl.constexpr(2)
+CORRECTED, PEAK = tl.constexpr(1), tl.constexpr(2)  # a decaying peak is 3
 FIRST, NO_ANCHOR = tl.constexpr(-1), tl.constexpr(-2)
 
 
@@ -47,17 +47,17 @@ def is_finite(x):
 
 
 @triton.jit
-def norm_decay(beta3, step, corrected, C: tl.constexpr):
+def norm_decay(beta3, step, norms, C: tl.constexpr):
     """Return the decay of a layer's running norms at its step, from 1; corrected, it grows from 0 to beta3."""
     grown = beta3 * (1 - power(beta3, step - 1)) / (1 - power(beta3, step))
-    return tl.where(corrected, grown, beta3).to(C)
+    return tl.where(norms == CORRECTED, grown, tl.where(norms == PEAK, 1.0, beta3)).to(C)
 
 
 @triton.jit
 def running_norm(norm_avg, norm, decay, first_nonzero, peak):
     """Return the running norm after a step whose gradient has the given norm. One that is not finite is left out."""
-    average = decay * norm_avg + (1 - decay) * norm
-    moved = tl.where(peak, tl.where(norm > norm_avg, norm, norm_avg), average)
+    left = decay * norm_avg
+    moved = tl.where(peak, tl.where(norm > left, norm, left), left + (1 - decay) * norm)
     start = tl.where(first_nonzero, tl.where(norm > TINY_NORM, norm, norm_avg), norm)
     return tl.where(is_finite(norm), tl.where(has_started(norm_avg), moved, start), norm_avg)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.harness.measure import Quartiles, Times, quartiles, speedup
 
-OURS = ("mtadam", "balanced", "combined")  # the names of our contenders start with one of these
+OURS = ("mtadam", "balanced", "combined", "rule")  # the names of our contenders start with one of these
 JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
 
 
@@ -20,7 +20,7 @@ JSON_NAME, CSV_NAME = "benchmarks.json", "records.csv"
 class Record:
     """The measurements of one contender in one case."""
 
-    group: str  # step, combine, train, train-combine or memory
+    group: str  # of bench.harness.suite.GROUPS
     workload: str
     parameters: int
     tensors: int

@@ -76,7 +76,11 @@ PEERS = {
     "published": "published loop",
     "compiled": "torch.compile",
 }
-RULE_PEERS = {"torchjd": "TorchJD + Adam", "torchjd-layerwise": "TorchJD layerwise"}  # where a rule weights the terms
+RULE_PEERS = {  # where a rule weights the terms
+    "torchjd": "TorchJD + Adam",
+    "torchjd-layerwise": "TorchJD layerwise",
+    "torchjd-autogram": "TorchJD autogram",
+}
 
 
 def case_columns(record: Record) -> Row:
@@ -175,6 +179,9 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
         "Whole training step": [
             training_row(r) for r in our_records(records, "train") + our_records(records, "train-combine")
         ],
+        "Whole training step with a rule, on a trunk that all terms share": [
+            one_pass_row(r) for r in sort_records(r for r in records if r.group == "one-pass")
+        ],
         "Memory, bytes per parameter": [case_columns(r) | memory_columns(r) for r in of_memory],
     }
     return {title: markdown(rows) for title, rows in found.items() if rows}
@@ -183,6 +190,21 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
 def training_row(record: Record) -> Row:
     """Return a training step of ours beside its peers'."""
     return case_columns(record) | {"ms": format_number(1e3 * record.seconds.median)} | peer_columns(record)
+
+
+def one_pass_row(record: Record) -> Row:
+    """Return a training step of ours or of a peer: time, memory, and ours beside the peers'."""
+    looks_at = {
+        **{"rule-features": "features", "rule-last-layer": "last shared layer", "rule-per-term": "all parameters"},
+        **{"adam-on-sum": "nothing: one Adam on the sum"},
+    }
+    name = looks_at.get(record.contender) or RULE_PEERS[record.contender]
+    return case_columns(record) | {
+        "rule looks at": name,
+        "ms": format_number(1e3 * record.seconds.median),
+        "bytes per parameter allocated": format_number(record.peak_bytes),
+        **peer_columns(record),
+    }
 
 
 def list_left_out(left_out: Iterable[LeftOut]) -> str:

@@ -4,7 +4,7 @@ namespace mtadam::cpu {
 
 template <class C>
 void mtadam_update(const StepArgs<C>& args, Rows rows) {
-  update_rows(args, args.moments == 1 ? blocks<C>().combined_adam : blocks<C>().mtadam_update, rows);
+  update_rows(args, args.is_shared ? blocks<C>().combined_adam : blocks<C>().mtadam_update, rows);
 }
 
 template void mtadam_update(const StepArgs<double>&, Rows);

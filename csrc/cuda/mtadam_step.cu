@@ -80,8 +80,7 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic
 
 template <class S>
 void mtadam_step(const S& args, int64_t chunks, cudaStream_t stream) {
-  launch_blocks(args.moments == 1 ? mtadam_step_kernel<S, true> : mtadam_step_kernel<S, false>, 2 * chunks, stream,
-                args);
+  launch_blocks(args.is_shared ? mtadam_step_kernel<S, true> : mtadam_step_kernel<S, false>, 2 * chunks, stream, args);
 }
 
 MTADAM_INSTANTIATE(mtadam_step)

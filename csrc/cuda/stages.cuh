@@ -41,9 +41,9 @@ __device__ inline void balance_row(const S& args, int64_t r) {
   const Group& g = args.group[number];
   const C* const norm = args.norm + r * terms;
   C* const norm_avg = args.norm_avg + r * terms;
-  const C decay = norm_decay<C>(g.beta3, double(args.steps[r]) + 1, g.norms == kCorrected);
+  const C decay = norm_decay<C>(g.beta3, double(args.steps[r]) + 1, int64_t(g.norms));
   for (int64_t k = threadIdx.x; k < terms; k += kThreads)
-    norm_avg[k] = running_norm(norm_avg[k], norm[k], decay, g.first_nonzero != 0, g.norms == kPeak);
+    norm_avg[k] = running_norm(norm_avg[k], norm[k], decay, g.first_nonzero != 0, g.norms >= kPeak);
   __syncthreads();
   if (threadIdx.x == kThreads - 1) begin_row(args, r);  // counts the step that the others have read
   const C anchor = anchor_of(terms, norm_avg, int64_t(g.anchor));

@@ -45,6 +45,11 @@ class Communicator:
         """Return whether there may be other processes."""
         return bool(self._process_groups)
 
+    @property
+    def size(self) -> int:
+        """Number of the processes whose gradients are averaged."""
+        return 1 if self._process_group is None else dist.get_world_size(self._process_group)
+
     def check_param(self, position: int, param: Any) -> None:
         """Raise TypeError if it is unclear which processes average the gradients of ``param``."""
         mesh = mesh_ranks(param)

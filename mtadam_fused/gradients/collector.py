@@ -24,6 +24,8 @@ class GradientCollector:
 
     Attributes:
         losses: the value of each term's loss, by the term's position, where it is known. Losses add up like gradients.
+        weights: None while each term's gradients wait apart; else [K], and what waits is their weighted sum, in the
+            place of the first term's.
 
     Args:
         communicator: averages the gradients over processes, from when they are taken until they are needed.
@@ -31,6 +33,7 @@ class GradientCollector:
 
     def __init__(self, communicator: Communicator) -> None:
         self.losses: dict[int, Tensor] = {}
+        self.weights: Tensor | None = None
         self._communicator = communicator
         self._by_term: dict[int, list[Tensor | None]] = {}
         self._params: list[Tensor] = []  # that the gradients are of
@@ -47,6 +50,7 @@ class GradientCollector:
         self._by_term.clear()
         self._params = []
         self.losses.clear()
+        self.weights = None
 
     # -- p.grad --------------------------------------------------------------------------------------------------------
 
@@ -224,6 +228,15 @@ def take_gradients(params: Sequence[Tensor], term: Term, *, sharded: bool = Fals
         p.grad = None
     if sharded:
         grads, params = local_gradients(grads, params, term), to_locals(params)
+    fit_to_params(grads, params, term)
+    return grads
+
+
+def fit_to_params(grads: list[Tensor | None], params: Sequence[Tensor], term: Term) -> None:
+    """Give gradients the strides of their parameters, and where they have another dtype the arithmetic one.
+
+    Replaces entries of ``grads``; errors as of :func:`take_gradients`.
+    """
     for i, (grad, p) in enumerate(zip(grads, params, strict=True)):
         if grad is None:
             continue
@@ -232,7 +245,6 @@ def take_gradients(params: Sequence[Tensor], term: Term, *, sharded: bool = Fals
             grads[i] = dense_like(p, grad, arithmetic_type(p.dtype))
         elif grad.is_neg() or not same_strides(grad, p):
             grads[i] = dense_like(p, grad, p.dtype)
-    return grads
 
 
 def local_gradients(grads: Sequence[Tensor | None], params: Sequence[Tensor], term: Term) -> list[Tensor | None]:

@@ -15,6 +15,8 @@ class Stepping(Protocol):
 
     def step(self) -> Any: ...
 
+    def _check_unscale(self) -> None: ...
+
 
 class GradScalerView:
     """Show a GradScaler the gradients and losses that wait for a step, and make the step."""
@@ -25,6 +27,7 @@ class GradScalerView:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """One group of stand-ins, whose ``grad`` is what waits for a step."""
+        self._optimizer._check_unscale()
         return [{"params": [stand_in(tensor) for tensor in self._optimizer._collector.unscale_targets()]}]
 
     def step(self) -> Any:

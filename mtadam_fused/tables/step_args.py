@@ -83,6 +83,7 @@ class StepArgs:
             "rows": len(table.params),
             "terms": table.terms,
             "moments": len(table.exp_avg_sqs),
+            "is_shared": int(not table.layout.per_term),
             "row": address_of(table.row_table),
             "group": address_of(self.group_table),
             "weight": address_of(self.weight_table),

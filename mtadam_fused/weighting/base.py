@@ -1,12 +1,14 @@
-"""The base class of weightings, and vectors with one element per term."""
+"""The base class of weightings, checks of their arguments, and vectors with one element per term."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..gradients.losses import Losses, check_term, is_free_to_read, named_losses
-from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, weights_of
+from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, is_number, weights_of
 from ..reference import arithmetic_type
 
 
@@ -47,10 +49,13 @@ class Weighting(nn.Module):
                 or a sequence of another length than the terms; nothing has changed.
         """
         named = named_losses(losses, self.terms, need_graph=False)
-        terms = tuple(named)
-        coefficients = self.coefficients(terms)
         values = torch.stack([loss.reshape(()) for loss in named.values()])
-        contributions = self.contributions(values.to(arithmetic_type(values.dtype)), terms)
+        return self.total(values.to(arithmetic_type(values.dtype)), tuple(named))
+
+    def total(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
+        """Return the total, a scalar, from the losses ``values`` ``[len(terms)]``: the sum of the contributions."""
+        coefficients = self.coefficients(terms)
+        contributions = self.contributions(values, terms)
         if len(set(coefficients)) == 1:
             return contributions.sum() * coefficients[0]
         return torch.stack([c * x for c, x in zip(coefficients, contributions.unbind(), strict=True)]).sum()
@@ -86,8 +91,16 @@ def check_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
     return names
 
 
-def numbers_by_term(name: str, given: TermWeights, terms: Sequence[Term] = ()) -> dict[Term, float] | None:
-    """Return the argument ``given`` by term: numbers of at least 0. Without terms a sequence goes by position.
+def numbers_by_term(
+    name: str, given: TermWeights, terms: Sequence[Term] = (), *, signed: bool = False
+) -> dict[Term, float] | None:
+    """Return the argument ``given`` by term. Without terms a sequence goes by position.
+
+    Args:
+        name: of the argument, for errors.
+        given: finite numbers.
+        terms: names of the terms.
+        signed: whether the numbers may be negative.
 
     Raises:
         ValueError: a value that is not such numbers, or that does not fit the ``terms``.
@@ -95,8 +108,9 @@ def numbers_by_term(name: str, given: TermWeights, terms: Sequence[Term] = ()) -
     check_term_weights(given, name)
     if given is None:
         return None
-    for key, number in given.items() if isinstance(given, Mapping) else enumerate(given):
-        check_not_negative(f"{name}[{key!r}]", number)
+    if not signed:
+        for key, number in given.items() if isinstance(given, Mapping) else enumerate(given):
+            check_not_negative(f"{name}[{key!r}]", number)
     names = terms or (tuple(given) if isinstance(given, Mapping) else tuple(range(len(given))))
     return dict(zip(names, weights_of(given, names, name=name), strict=True))
 
@@ -124,3 +138,33 @@ def check_values(values: Tensor, terms: Sequence[Term], least: float, needed: st
         for term, value in zip(terms, values.tolist(), strict=True):
             if value < least:
                 raise ValueError(f"loss {term!r} is {value}; {needed}: leave it out of this step, or change the loss")
+
+
+def smallest(values: Tensor) -> float:
+    """Return the smallest loss that can be a divisor: below it the reciprocal would overflow."""
+    return torch.finfo(values.dtype).tiny
+
+
+def vector_like(values: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Return ``numbers`` as a vector of the dtype and on the device of ``values``, filled there: no copy waits."""
+    if len(set(numbers)) == 1:
+        return values.new_full((len(numbers),), numbers[0])
+    return torch.stack([values.new_full((), number) for number in numbers])
+
+
+def check_positive(name: str, number: Any) -> None:
+    """Raise ValueError unless ``number`` is positive and finite."""
+    if not is_number(number) or not 0.0 < number < math.inf:
+        raise ValueError(f"{name} is {number!r}; it must be a finite number above 0")
+
+
+def check_fraction(name: str, number: Any) -> None:
+    """Raise ValueError unless ``number`` is in [0, 1]."""
+    if not is_number(number) or not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} is {number!r}; it must be a number from 0 to 1")
+
+
+def check_batches(batches: Any) -> None:
+    """Raise ValueError unless ``batches`` is a number of calls."""
+    if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
+        raise ValueError(f"batches is {batches!r}; it must be a whole number of at least 1")

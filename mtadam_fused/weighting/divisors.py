@@ -1,15 +1,15 @@
 """Strategies that divide each loss by a number: equal weights, initial loss, prior loss, real-time loss."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..gradients.losses import is_free_to_read
 from ..hyperparameters import Term, TermWeights, weights_of
-from .base import Weighting, check_values, numbers_by_term, pick
+from .base import Weighting, check_batches, check_values, numbers_by_term, pick, smallest
+from .history import History, HistoryWeighting, measure
 
 POSITIVE = "it must be positive to be divided by"
 
@@ -82,7 +82,7 @@ class RealTimeLoss(Weighting):
         return values / usable_divisors(values)
 
 
-class InitialLoss(Weighting):
+class InitialLoss(HistoryWeighting):
     """sum_k L_k / L_k(0): each loss in units of what it was at first, or of what is given.
 
     L_k(0) is the mean of the term's losses in the first ``batches`` calls that have it; until then, of those so far.
@@ -91,10 +91,7 @@ class InitialLoss(Weighting):
         weighting = InitialLoss(batches=10)
         weighting = InitialLoss(values={"digit": initial_class_loss(10), "angle": initial_regression_loss(angles)})
 
-    State: ``sums`` and ``counts`` of the losses measured, [K] for the K terms seen, in the order in which they were
-    first seen, and ``terms`` in the extra state. It loads into a module that has seen nothing. Each process measures
-    its own losses, unless the module is part of what DistributedDataParallel wraps: that takes the first process's, and
-    all must then meet the same terms in the same order.
+    State: ``sums`` and ``counts`` of the losses measured, as in :class:`HistoryWeighting`.
 
     Losses must be positive while they are measured; later any finite ones will do. One that is not, where it cannot be
     seen, is not measured, and contributes nothing while its term has no L_k(0).
@@ -111,72 +108,43 @@ class InitialLoss(Weighting):
 
     sums: Tensor
     counts: Tensor
+    FIRST: ClassVar = {"sums": 0.0, "counts": 0}
 
     def __init__(self, batches: int = 1, *, values: TermWeights = None, priorities: TermWeights = None) -> None:
-        if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
-            raise ValueError(f"batches is {batches!r}; it must be a whole number of at least 1")
+        check_batches(batches)
         if values is not None and batches != 1:
             raise ValueError(f"batches is {batches} and values is given; give one of them")
         positive = None if values is None else positive_by_term(values)
         super().__init__(positive or (), priorities)
         self.batches = batches
         self.values = positive
-        self.register_buffer("sums", torch.zeros(0))  # they grow to the terms that have been seen
-        self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
+
+    def first_elements(self, name: str, terms: tuple[Term, ...]) -> list[float]:
+        """Return what is given for new terms, as if it had been measured."""
+        if self.values is None:
+            return super().first_elements(name, terms)
+        values = weights_of(self.values, terms, name="values")
+        return values if name == "sums" else [self.batches] * len(terms)
 
     def contributions(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
         """Return the losses over the initial ones; measures those first."""
-        known = tuple(dict.fromkeys((*self.terms, *terms)))
-        sums, counts = self._grow(known, values)
-        positions = [known.index(term) for term in terms]
-        self._check(values, terms, pick(counts, positions))
-        if self.training:
-            measure(sums, counts, scatter_with_nan(values.detach(), positions, len(known)), self.batches)
-            self.terms, self.sums, self.counts = known, sums, counts
-        sums, counts = pick(sums, positions), pick(counts, positions)
-        means = (sums / counts).to(values.dtype)
-        return values / torch.where(counts > 0, means, usable_divisors(values))
+        return values / self.weigh_call(values, terms)
 
-    def _grow(self, known: tuple[Term, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums and counts of all ``known`` terms, on the device of ``like``; new ones are as given, or empty."""
-        new = known[len(self.sums) :]
-        if not new:
-            return self.sums.to(like.device), self.counts.to(like.device)
-        given = [0.0] * len(new) if self.values is None else weights_of(self.values, new, name="values")
-        sums = [like.new_full((1,), value) for value in given]
-        counts = self.counts.new_full((len(new),), 0 if self.values is None else self.batches, device=like.device)
-        return torch.cat([self.sums.to(like), *sums]), torch.cat([self.counts.to(like.device), counts])
-
-    def _check(self, values: Tensor, terms: tuple[Term, ...], counts: Tensor) -> None:
-        """Raise ValueError for a loss that cannot be the divisor it has to be, where reading it costs nothing."""
+    def check_losses(self, values: Tensor, terms: tuple[Term, ...], history: History) -> None:
+        """Raise ValueError for a loss that cannot be the divisor it has to be."""
         if is_free_to_read(values):
             enough = self.batches if self.training else 1
-            needed = [i for i, count in enumerate(counts.tolist()) if count < enough]
+            counts = pick(history.buffers["counts"], history.positions).tolist()
+            needed = [i for i, count in enumerate(counts) if count < enough]
             if needed:
                 check_values(pick(values, needed), [terms[i] for i in needed], smallest(values), POSITIVE)
 
-    def _apply(self, *arguments: Any, **options: Any) -> "InitialLoss":
-        """Keep the dtype of the sums when the module's changes: a sum soon has too many digits for 16 bits."""
-        sums = self.sums
-        super()._apply(*arguments, **options)
-        self.sums = sums.to(self.sums.device)
-        return self
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the terms that ``sums`` and ``counts`` belong to."""
-        return {"terms": list(self.terms[: len(self.sums)])}
-
-    def set_extra_state(self, state: Any) -> None:
-        """Load saved terms."""
-        self.terms = tuple(dict.fromkeys((*state["terms"], *self.terms)))
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Load buffers of any length."""
-        for name in ("sums", "counts"):
-            saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor) and saved.dim() == 1:
-                setattr(self, name, torch.zeros_like(saved, device=getattr(self, name).device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def weigh(self, losses: Tensor, history: History) -> Tensor:
+        """Return the divisors: the means of the measured losses, or what is to be used before there are any."""
+        sums, counts = history.buffers["sums"], history.buffers["counts"]
+        if self.training:
+            measure(sums, counts, losses, self.batches, smallest(losses))
+        return torch.where(counts > 0, (sums / counts).to(losses.dtype), usable_divisors(losses))
 
 
 def positive_by_term(given: TermWeights) -> dict[Term, float]:
@@ -190,27 +158,7 @@ def positive_by_term(given: TermWeights) -> dict[Term, float]:
     return values
 
 
-def smallest(values: Tensor) -> float:
-    """Return the smallest loss that can be a divisor: below it the reciprocal would overflow."""
-    return torch.finfo(values.dtype).tiny
-
-
 def usable_divisors(values: Tensor) -> Tensor:
     """Return ``values`` without their graph; infinite, to contribute nothing, where they cannot be divisors."""
     constants = values.detach()
     return torch.where(constants >= smallest(values), constants, math.inf)
-
-
-def scatter_with_nan(values: Tensor, positions: list[int], length: int) -> Tensor:
-    """Return a vector of ``length`` with ``values`` at their ``positions`` and NaN elsewhere."""
-    if positions == list(range(length)):
-        return values
-    absent = values.new_full((), math.nan)
-    return torch.stack([values[positions.index(i)] if i in positions else absent for i in range(length)])
-
-
-def measure(sums: Tensor, counts: Tensor, values: Tensor, batches: int) -> None:
-    """Add ``values`` to ``sums`` and count them, in place, where fewer than ``batches`` are in. All are ``[K]``."""
-    measured = (counts < batches) & (values >= smallest(values)) & values.isfinite()
-    sums += torch.where(measured, values, 0.0)
-    counts += measured

@@ -26,6 +26,7 @@ from tests.support.processes import Spy, error_of, run_readme_example, save_and_
 all_reduce: Any = dist.all_reduce
 STEPS, ROWS = 4, 8
 OPTIONS: dict[str, Any] = {"lr": 0.1, "betas": (0.5, 0.9, 0.7)}
+BALANCED = OPTIONS | {"anchor": "none", "norms": "corrected", "second_moments": "shared", "weight_decay": 0.1}
 
 
 def network() -> nn.Sequential:
@@ -195,6 +196,8 @@ def main(folder: Path, rank: int, meeting: str) -> None:
 
     model = wrap_network()
     found["no_sync"] = train(MTAdam(model.parameters(), **OPTIONS, process_group=group), model)
+    model = wrap_network()
+    found["balanced"] = train(MTAdam(model.parameters(), **BALANCED, process_group=group), model)
     model = wrap_network(gradient_as_bucket_view=True)
     optimizer = MTAdam(model.parameters(), **OPTIONS, process_group=group)
     dist.all_reduce = LateAllReduce  # type: ignore[assignment]

@@ -35,6 +35,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **{"lr": 0.1, "betas": (0.5, 0.9, 0.7), "amsgrad": True, "maximize": True, "weight_decay": 0.1},
         **{"decoupled_weight_decay": True, "norm_init": "first_nonzero", "term_weights": WEIGHTS},
     },
+    "balanced": {
+        **{"lr": 0.1, "betas": (0.5, 0.9, 0.7), "weight_decay": 0.1},
+        **{"anchor": "none", "norms": "corrected", "second_moments": "shared"},
+    },
+    "anchored": {"lr": 0.1, "betas": (0.5, 0.9, 0.7), "anchor": "hidden", "norms": "peak"},
 }
 
 
@@ -183,10 +188,10 @@ def step_with_inf_in_one_shard(scaled: bool) -> tuple[list[str], list[list[Tenso
     return [*errors, str(scaler.get_scale())], params
 
 
-def resume(folder: Path) -> dict[str, list[list[Tensor]]]:
+def resume(folder: Path, options: dict[str, Any]) -> dict[str, list[list[Tensor]]]:
     """Return the steps after a checkpoint: without a break, and loaded over the same mesh and over another."""
     network = shard_network(4)
-    optimizer = MTAdam(network.parameters(), **OPTIONS["plain"])
+    optimizer = MTAdam(network.parameters(), **options)
     train(network, optimizer, steps=range(2))
     model_state, optimizer_state = get_state_dict(network, optimizer)
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder / "checkpoint")
@@ -194,7 +199,7 @@ def resume(folder: Path) -> dict[str, list[list[Tensor]]]:
     found = {"without a break": train(network, optimizer, steps=after)}
     for name, mesh in ("resumed", (4,)), ("resumed over others", (2, 2)):
         network = shard_network(*mesh)
-        optimizer = MTAdam(network.parameters(), **OPTIONS["plain"])
+        optimizer = MTAdam(network.parameters(), **options)
         train(network, optimizer, steps=range(1))  # gives it the state that the checkpoint fills
         model_state, optimizer_state = get_state_dict(network, optimizer)
         states = {"model": model_state, "optimizer": optimizer_state}
@@ -273,7 +278,8 @@ def main(folder: Path, rank: int, meeting: str) -> None:
         step_with_inf_in_one_shard(scaled=False),
         step_with_inf_in_one_shard(scaled=True),
     )
-    found["resumed"] = resume(folder)
+    for name in ("plain", "balanced"):
+        found[f"resumed, {name}"] = resume(folder / name, OPTIONS[name])
     found["errors"] = collect_errors()
     found["checks"] = {name: run_check(name) for name in CHECKS}
     found["README"] = list(map(full_copy, run_readme_example(fully_shard)))

@@ -11,7 +11,7 @@ from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.distributed import communicator
 from mtadam_fused.rules import PCGrad
 from oracles.tolerances import TooFar, check_values, same
-from tests.distributed.ddp_worker import OPTIONS, STEPS, batch, gradients, losses, network
+from tests.distributed.ddp_worker import BALANCED, OPTIONS, STEPS, batch, gradients, losses, network
 from tests.support.distributed_steps import Steps, check_steps, term_gradients
 from tests.support.processes import run_all
 
@@ -24,17 +24,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def check(steps: Steps) -> None:
+def check(steps: Steps, options: dict[str, Any] = OPTIONS) -> None:
     """See ``check_steps``."""
     model = network()
-    check_steps(steps, model, lambda t: losses(model, model[0].weight, batch(t)), **OPTIONS)  # type: ignore[arg-type]
+    check_steps(steps, model, lambda t: losses(model, model[0].weight, batch(t)), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("way", ["no_sync", "synchronized, in parts"])
+@pytest.mark.parametrize("way", ["no_sync", "synchronized, in parts", "balanced"])
 def test_two_processes_make_the_steps_of_one(way: str, found: list[dict[str, Any]]) -> None:
     first, second = (of_process[way] for of_process in found)
     assert len(first) == STEPS
-    check(first)
+    check(first, BALANCED if way == "balanced" else OPTIONS)
     assert same(chain(*first), chain(*second))
 
 

@@ -45,7 +45,7 @@ WAYS += ["FSDP2 beside plain parameters", "tensor parallel", "tensor and data pa
 def test_many_processes_make_the_steps_of_one(way: str, found: list[dict[str, Any]]) -> None:
     steps = [of_process[way] for of_process in found]
     assert len(steps[0]) == STEPS
-    check(steps[0], "all" if "all" in way.split(", ") else "plain")
+    check(steps[0], next((name for name in OPTIONS if name in way.split(", ")), "plain"))
     assert all_equal(steps)
 
 
@@ -114,12 +114,13 @@ def test_a_gradient_that_is_not_finite_in_one_shard_skips_the_scaled_step_in_all
         assert same(params[0], params[1])
 
 
-def test_checkpoints_go_on_over_as_many_processes_and_over_others(found: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", ["plain", "balanced"])
+def test_checkpoints_go_on_over_as_many_processes_and_over_others(name: str, found: list[dict[str, Any]]) -> None:
     for of_process in found:
-        resumed = of_process["resumed"]
+        resumed, steps = of_process[f"resumed, {name}"], of_process[f"FSDP2, {name}, cpu"]
         assert same(chain(*resumed["resumed"]), chain(*resumed["without a break"]))
-        check([*of_process["FSDP2, plain, cpu"][:2], *resumed["resumed over others"]])
-        assert same(chain(*resumed["without a break"]), chain(*of_process["FSDP2, plain, cpu"][2:]))
+        check([*steps[:2], *resumed["resumed over others"]], name)
+        assert same(chain(*resumed["without a break"]), chain(*steps[2:]))
 
 
 ERRORS = {

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtadam_fused.weighting import InitialLoss, Uncertainty
+from mtadam_fused.weighting import InitialLoss, ReLoBRaLo, Uncertainty
 
 
 class Wrapped(nn.Module):
@@ -21,10 +21,11 @@ class Wrapped(nn.Module):
         self.scale = nn.Parameter(torch.ones(2))
         self.uncertainty = Uncertainty(["a", "b"])
         self.initial = InitialLoss()
+        self.relobralo = ReLoBRaLo(alpha=0.5, rho=0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         losses = dict(zip("ab", (self.scale * x).square(), strict=True))
-        return self.uncertainty(losses) + self.initial(losses)
+        return self.uncertainty(losses) + self.initial(losses) + self.relobralo(losses)
 
 
 def main(place: str, rank: int, init_method: str) -> None:
@@ -38,6 +39,7 @@ def main(place: str, rank: int, init_method: str) -> None:
         optimizer.step()
     network(torch.ones(2))  # synchronizes the buffers
     found = [model.uncertainty.p, model.initial.sums, model.initial.counts]
+    found += [model.relobralo.weights, model.relobralo.random.seed[None]]
     print(json.dumps([values.tolist() for values in found]), flush=True)
     dist.barrier()
     os._exit(0)  # without the end of gloo's threads, which now and then aborts a process

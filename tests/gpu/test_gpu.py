@@ -15,7 +15,7 @@ from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
 from oracles.tolerances import TooFar, same
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase
+from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_combined_gradients, every_choice
 from tests.support.cuda_graphs import captured
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, Training, start_training
@@ -62,17 +62,22 @@ def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case = Case.showing(fault, dtype, device="cuda")
     case.run(backend)
     with pytest.raises(TooFar):
         case.run(backend, fault=fault)
 
 
+@in_one_launch_too
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_choice
+def test_every_choice(choices: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
+    Case.choosing(choices, dtype, "cuda").run(backend)
+
+
 @pytest.mark.parametrize("fault", CombinedCase.FAULTS)
 def test_faults_of_the_combined_step_are_rejected(fault: str, backend: str) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = CombinedCase(torch.float32, ((129, 33),), terms=6, options=options, steps=3, absent=0.3, **ONE)
+    case = CombinedCase.showing(fault, torch.float32, terms=6, device="cuda")
     case.run(backend)
     with pytest.raises(TooFar):
         case.run(backend, fault=fault)
@@ -80,8 +85,14 @@ def test_faults_of_the_combined_step_are_rejected(fault: str, backend: str) -> N
 
 @in_one_launch_too
 def test_stages_one_by_one_are_the_step(backend: str) -> None:
-    check_stages(backend, "cuda")
+    for name in ("MTAdam", "BalancedAdam"):
+        check_stages(backend, "cuda", name=name)
     check_other_norms(backend, "cuda")
+
+
+@in_one_launch_too
+def test_what_combined_gradients_hold(backend: str) -> None:
+    check_combined_gradients(backend, "cuda")
 
 
 def test_auto_takes_the_best_kernels() -> None:
@@ -117,6 +128,8 @@ def test_a_wait_is_seen(backend: str) -> None:
 def test_a_weighting_never_waits_for_the_device() -> None:
     made: list[w.Weighting] = [w.EqualWeights(), w.RealTimeLoss(), w.InitialLoss(2), w.InitialLoss(values=[1.0, 3.0])]
     made += [w.PriorLoss([1.0, 3.0]), w.Uncertainty(range(2)), w.KendallUncertainty(range(2), ["regression"] * 2)]
+    made += [w.GeometricMean(priorities=[1.0, 3.0]), w.STCH(0.5, ideal=[1.0, -2.0]), w.IMTLL(range(2))]
+    made += [w.DWA(2), w.SoftAdapt(normalized=True, loss_weighted=True), w.ReLoBRaLo(), w.RandomWeighting()]
     for weighting in made:
         weighting.cuda()
         losses = [torch.tensor(x, device="cuda", requires_grad=True) for x in (2.0, 5.0)]
@@ -144,11 +157,10 @@ def test_runs_are_the_same_to_the_bit_also_on_a_side_stream(name: str, backend: 
 
 
 @pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
-def test_one_launch_gives_what_three_give() -> None:
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
+def test_one_launch_gives_what_three_give(name: str) -> None:
     def run(kernels: CudaBackend) -> list[nn.Parameter]:
-        training = start_training(
-            "MTAdam", "cuda", kernels, terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000)
-        )
+        training = start_training(name, "cuda", kernels, terms=4, sizes=(3_000_000, 0, 1, *[5000] * 1100, 1_000_000))
         for _ in range(20):
             training.step()
         assert not kernels._buffers[training.optimizer._table_cache._tables[0]].queue.any()
@@ -169,7 +181,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("name", ["MTAdam", "GradNorm"])
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "GradNorm"])
 def test_averages_over_one_process(name: str, backend: str) -> None:
     averaged, alone = (start_training(name, "cuda", backend, process_group=g) for g in (dist.group.WORLD, None))
     for training in (averaged, alone):
@@ -178,7 +190,7 @@ def test_averages_over_one_process(name: str, backend: str) -> None:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("name", ["MTAdam", "GradNorm"])
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "GradNorm"])
 def test_shards_of_one_process(name: str, backend: str) -> None:
     """The same bits as of parameters in one piece, and no wait for the device."""
     from torch.distributed.device_mesh import init_device_mesh

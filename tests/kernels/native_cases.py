@@ -82,7 +82,9 @@ class StrictCase(Case):
         return found
 
     def combined(self, x: Parameter, of_terms: dict[int, Tensor]) -> np.ndarray:
-        return x.combined
+        if self.options.get("second_moments") != "shared":
+            return x.combined
+        return np.asarray(sum(x.scale[k] * g.double().numpy() for k, g in of_terms.items()))  # without weight decay
 
     def check_scales(self, optimizer: TermOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]]) -> None:
         assert isinstance(optimizer, MTAdam)
@@ -112,7 +114,8 @@ def check_closely(actual: Tensor, expected: np.ndarray, largest: float) -> None:
 
 
 PLANS: tuple[dict[str, Any], ...] = (
-    {"terms": 1, "options": {"lr": 0.1, "amsgrad": True}},
+    {"terms": 1, "options": {"lr": 0.1, "amsgrad": True, "weight_decay": 0.1, "maximize": True}},
+    {"terms": 1, "options": {"lr": 0.1, "weight_decay": 0.1, "maximize": True, "second_moments": "shared"}},
     {
         "terms": 2,
         "absent": 0.3,
@@ -127,7 +130,29 @@ PLANS: tuple[dict[str, Any], ...] = (
         "weights": (0.5, 1.0, 3.0, 1.0, 2.0),
         "options": {"lr": 0.1, "maximize": True, "norm_init": "first_nonzero", "betas": (0.5, 0.9, 0.6), "eps": 1e-2},
     },
-    {"terms": 16, "absent": 0.3, "options": {"lr": 0.1, "weight_decay": 0.1, "maximize": True}},
+    {
+        "terms": 3,
+        "absent": 0.3,
+        "zero": 0.3,
+        "options": {
+            **{"lr": 0.1, "amsgrad": True, "weight_decay": 0.1, "betas": (0.9, 0.5, 0.9)},
+            **{"anchor": "none", "norms": "corrected", "second_moments": "shared"},
+        },
+    },
+    {
+        "terms": 4,
+        "absent": 0.3,
+        "weights": (0.5, 1.0, 3.0, 2.0),
+        "options": {"lr": 0.1, "maximize": True, "anchor": 1, "norms": "peak", "second_moments": "shared"},
+    },
+    {
+        "terms": 16,
+        "absent": 0.3,
+        "options": {
+            **{"lr": 0.1, "weight_decay": 0.1, "maximize": True, "betas": (0.9, 0.999, 0.3)},
+            **{"anchor": "geometric_mean", "norms": "decaying_peak"},
+        },
+    },
 )
 
 

@@ -1,6 +1,7 @@
 """Checks of single numbers: conversions of every 16-bit number, the threshold of the norms, infinities and NaN."""
 
 from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,9 @@ def check_threshold(backend: str) -> None:
         tiny = torch.tensor(1e-10, dtype=dtype)
         above = torch.nextafter(tiny, torch.ones_like(tiny))
         for norm_init in ("first_step", "first_nonzero"):
-            for first, anchor in ((tiny, 1.0), (above, above)):
+            for rule, (first, anchor) in product(("first", 0), ((tiny, 1.0), (above, above))):
                 p = nn.Parameter(torch.ones(1, dtype=dtype))
-                optimizer = MTAdam([p], norm_init=norm_init, backend=backend)
+                optimizer = MTAdam([p], norm_init=norm_init, anchor=rule, backend=backend)
                 for k, norm in enumerate((first, torch.ones_like(tiny))):
                     with optimizer.term(k):
                         p.grad = norm.reshape(1)

@@ -37,8 +37,9 @@ def test_the_default_device_does_not_matter(name: str, backend: str) -> None:
     assert all(torch.equal(p, q) for p, q in zip(training.params, expected.params, strict=True))
 
 
-def test_stages_one_by_one_are_the_step(backend: str) -> None:
-    check_stages(backend)
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
+def test_stages_one_by_one_are_the_step(name: str, backend: str) -> None:
+    check_stages(backend, name=name)
 
 
 def test_norms_can_be_replaced_before_they_are_balanced(backend: str) -> None:
@@ -126,7 +127,7 @@ def test_report() -> None:
         assert word in run.stdout
 
 
-ROOMS = ("distributed", "tables", "gradients", "weighting", "backends", "rules")
+ROOMS = ("distributed", "tables", "gradients", "backends", "rules", "weighting")
 
 
 def test_layers_import_downwards_only() -> None:

@@ -14,7 +14,15 @@ from torch import nn
 
 from mtadam_fused.backends import Backend, native
 from oracles.tolerances import TooFar
-from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_wide_gradients
+from tests.support.cases import (
+    DTYPES,
+    LAYOUTS,
+    Case,
+    CombinedCase,
+    check_combined_gradients,
+    check_wide_gradients,
+    every_choice,
+)
 from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, start_training
@@ -108,13 +116,19 @@ def test_it_is_the_cuda_kernels_that_run(cuda: Backend) -> None:
 
 
 @in_either_way
-def test_stages_one_by_one_are_the_step(cuda: Backend) -> None:
-    check_stages(cuda)
-    check_stages(cuda, sizes=(1, 3, 7) * 100, terms=16)  # more addresses than one launch takes
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
+def test_stages_one_by_one_are_the_step(name: str, cuda: Backend) -> None:
+    check_stages(cuda, name=name)
+    check_stages(cuda, name=name, sizes=(1, 3, 7) * 100, terms=16)  # more addresses than one launch takes
 
 
 def test_norms_can_be_replaced_before_they_are_balanced(cuda: Backend) -> None:
     check_other_norms(cuda)
+
+
+@in_either_way
+def test_what_combined_gradients_hold(cuda: Backend) -> None:
+    check_combined_gradients(cuda)
 
 
 @in_either_way
@@ -124,11 +138,17 @@ def test_wide_gradients(cuda: Backend) -> None:
 
 @pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(fault: str, cuda: Backend) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = Case(torch.float32, ((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case = Case.showing(fault, torch.float32)
     case.run(cuda)
     with pytest.raises(TooFar):
         case.run(cuda, fault=fault)
+
+
+@in_either_way
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_choice
+def test_every_choice(choices: dict[str, Any], dtype: torch.dtype, cuda: Backend) -> None:
+    Case.choosing(choices, dtype).run(cuda)
 
 
 @pytest.mark.parametrize("terms", [1, 3, 4, 5, 6, 7, 13])
@@ -161,8 +181,7 @@ def test_combined_steps_that_miss_parameters(cuda: Backend) -> None:
 
 @pytest.mark.parametrize("fault", CombinedCase.FAULTS)
 def test_faults_of_the_combined_step_are_rejected(fault: str, cuda: Backend) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = CombinedCase(torch.float32, ((129, 33),), terms=6, options=options, steps=3, absent=0.3, **ONE)
+    case = CombinedCase.showing(fault, torch.float32, terms=6)
     case.run(cuda)
     with pytest.raises(TooFar):
         case.run(cuda, fault=fault)
@@ -180,11 +199,12 @@ def test_same_bits_in_whatever_order_blocks_run(name: str, cuda: Backend, monkey
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
 def test_one_launch_of_many_chunks_gives_the_same_bits_as_three(
-    threads: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, threads: int, cuda: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(backend: Backend) -> list[nn.Parameter]:
-        training = start_training("MTAdam", "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
+        training = start_training(name, "cpu", backend, terms=5, sizes=(200_000, 0, 300_000, 5, 100_000))
         training.step()
         return training.params
 

@@ -32,15 +32,17 @@ for dtype in (torch.float32, torch.float16):
     options = {"amsgrad": True, "weight_decay": 0.1}
     grad_layouts = (*layouts[1:], "offset")
     for backend in (three_launches, one_launch):
-        case = Case(dtype, shapes, layouts, grad_layouts, terms=6, seed=0, absent=0.2, options=options, steps=2)
-        case.run(backend)
+        for choices in ({}, {"anchor": "geometric_mean", "norms": "corrected", "second_moments": "shared"}):
+            case = Case(dtype, shapes, layouts, grad_layouts, 6, seed=0, absent=0.2, options=options | choices, steps=2)
+            case.run(backend)
     for terms in (3, 9):
         case = CombinedCase(dtype, shapes[1:], layouts[1:], grad_layouts[1:], terms, seed=1, absent=0.2, steps=1)
         case.run(one_launch)
 
 # Each of the 8 blocks of a launch on an OS thread of its own: nothing but the kernel's queue orders them.
 os.environ["CUDA_ON_CPU_THREADS"] = "8"
-start_training("MTAdam", "cpu", one_launch, sizes=(1, 3000)).step()
+for name in ("MTAdam", "BalancedAdam"):
+    start_training(name, "cpu", one_launch, sizes=(1, 3000)).step()
 print("no report")
 """
 
@@ -87,7 +89,7 @@ OVERRUNS = {
     "term_norms": ("stages.cuh", "args.partial_sum(k, chunk", "args.partial_sum(k + 1, chunk"),
     "mtadam_update": ("stages.cuh", "load<C, V>(k, state.i)", "load<C, V>(k, state.i + 4)"),
     "term_gram": ("term_gram.cu", "if (pair.k < args.terms) ", ""),
-    "combined_adam": ("combined_adam.cu", "store_pack(exp_avg_sq_at,", "store_pack(exp_avg_sq_at + 4,"),
+    "combined_adam": ("stages.cuh", "store_pack(exp_avg_sq_at,", "store_pack(exp_avg_sq_at + 4,"),
 }
 
 
@@ -102,6 +104,11 @@ def test_an_index_out_of_bounds_is_caught(kernel: str, tmp_path: Path) -> None:
 
 
 RACES = {
+    "barrier before the step is counted": (
+        "cuda/stages.cuh",
+        "  __syncthreads();\n  if (threadIdx.x == kThreads - 1) begin_row(args, r);",
+        "  if (threadIdx.x == kThreads - 1) begin_row(args, r);\n  __syncthreads();",
+    ),
     "barrier": ("cuda/reduce.cuh", "  __syncthreads();  // before the next", "  // before the next"),
     "release of a balanced row": ("cuda/mtadam_step.cu", "memory_order_release", "memory_order_relaxed"),
     "acquisition of it": ("cuda/mtadam_step.cu", "memory_order_acquire", "memory_order_relaxed"),

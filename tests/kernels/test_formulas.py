@@ -78,6 +78,10 @@ def step(random: np.random.Generator) -> np.ndarray:
     return random.integers(1, 50, COUNT).astype(np.float64)
 
 
+def norms_code(random: np.random.Generator) -> np.ndarray:
+    return random.integers(0, 4, COUNT).astype(np.float64)
+
+
 def anchor(random: np.random.Generator) -> np.ndarray:
     """Draw what each layer is balanced against: a code, or the position of a term."""
     return np.repeat(np.resize([-3.0, -2.0, -1.0, *range(TERMS)], COUNT // TERMS), TERMS)
@@ -86,11 +90,11 @@ def anchor(random: np.random.Generator) -> np.ndarray:
 # -- formulas in NumPy -------------------------------------------------------------------------------------------------
 
 
-def norm_decay(beta3: np.ndarray, t: np.ndarray, corrected: np.ndarray) -> np.ndarray:
-    """Return the old average's share in that of t norms, whose weights are beta3**i for the norm of i steps ago."""
+def norm_decay(beta3: np.ndarray, t: np.ndarray, norms: np.ndarray) -> np.ndarray:
+    """Corrected: the old average's share in that of t norms, whose weights are beta3**i for the norm of i steps ago."""
     weights = [b ** np.arange(int(n)) for b, n in zip(beta3, t, strict=True)]
     shares = np.array([w[1:].sum() / w.sum() for w in weights])
-    return np.where(corrected != 0, shares, beta3)
+    return np.select([norms == 1, norms == 2], [shares, 1.0], beta3)
 
 
 def running_norm(norm_avg: Any, norm: Any, decay: Any, first_nonzero: Any, peak: Any) -> np.ndarray:
@@ -98,7 +102,7 @@ def running_norm(norm_avg: Any, norm: Any, decay: Any, first_nonzero: Any, peak:
     for i in np.flatnonzero(np.isfinite(norm)):
         if not np.isnan(norm_avg[i]):
             moved = decay[i] * norm_avg[i] + (1 - decay[i]) * norm[i]
-            found[i] = max(norm_avg[i], norm[i]) if peak[i] else moved
+            found[i] = max(decay[i] * norm_avg[i], norm[i]) if peak[i] else moved
         elif norm[i] > TINY_NORM or not first_nonzero[i]:
             found[i] = norm[i]
     return found
@@ -144,7 +148,7 @@ def updated_param(param: Any, exp_avg: Any, largest: Any, lr: Any, beta1: Any, b
 FORMULAS: dict[str, tuple[tuple[Draw, ...], Callable[..., Any]]] = {
     "has_started": ((norm,), lambda norm_avg: ~np.isnan(norm_avg)),
     "is_finite": ((norm,), np.isfinite),
-    "norm_decay": ((share, step, flag), norm_decay),
+    "norm_decay": ((share, step, norms_code), norm_decay),
     "running_norm": ((norm, norm, share, flag, flag), running_norm),
     "anchor_of": ((finite_norm, anchor), anchor_of),
     "term_scale": ((finite_norm, positive, number), term_scale),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from oracles.tolerances import TooFar
-from tests.support.cases import DTYPES, LAYOUTS, Case, fewer
+from tests.support.cases import DTYPES, LAYOUTS, Case, every_choice, fewer
 from tests.support.strategies import cases
 
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
@@ -39,8 +39,13 @@ def test_large_tensor(dtype: torch.dtype, terms: int, backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", Case.FAULTS)
 def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = Case(dtype=dtype, shapes=((129, 33),), terms=3, options=options, steps=3, **ONE)
+    case = Case.showing(fault, dtype)
     case.run(backend)
     with pytest.raises(TooFar):
         case.run(backend, fault=fault)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_choice
+def test_every_choice(choices: dict[str, Any], dtype: torch.dtype, backend: str) -> None:
+    Case.choosing(choices, dtype).run(backend)

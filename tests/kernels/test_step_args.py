@@ -51,7 +51,7 @@ def test_device_args(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "pack", note_names)
     CudaBackend(stream=lambda _: 0)._run(step_args(), "TERM_NORMS")
     assert names == [members("StepArgs"), members("StepArgs") + members("DeviceArgs")]
-    assert [len(values) for values in given] == [16, 27]
+    assert [len(values) for values in given] == [17, 28]
 
 
 def test_rows_and_groups() -> None:
@@ -74,5 +74,5 @@ def test_fields_of_triton() -> None:
 @pytest.mark.skipif(native.module is None, reason="the native module was not built")
 def test_arguments_of_another_size_are_refused() -> None:
     values = native.pack(step_args().members())
-    with pytest.raises(ValueError, match="the arguments have 120 bytes; 128 are needed"):
+    with pytest.raises(ValueError, match="the arguments have 128 bytes; 136 are needed"):
         native.module.term_norms(False, values[:-1])

@@ -27,7 +27,7 @@ def evaluate(x, out, COUNT: tl.constexpr, NAME: tl.constexpr, WIDTH: tl.constexp
     elif NAME == "running_norm":
         first = m.running_norm(a, b, c, d != 0, e != 0)
     elif NAME == "norm_decay":
-        first = m.norm_decay(a.to(tl.float64), b.to(tl.float64), c != 0, C)
+        first = m.norm_decay(a.to(tl.float64), b.to(tl.float64), c, C)
     elif NAME == "anchor_of":
         first = second + m.anchor_of(a, tl.max(b, axis=0), WIDTH)
     elif NAME == "term_scale":

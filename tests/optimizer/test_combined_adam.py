@@ -59,8 +59,7 @@ def test_any_case(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fault", CombinedCase.FAULTS)
 def test_faults_are_rejected(dtype: torch.dtype, fault: str, backend: str) -> None:
-    options = {"lr": 0.1, "weight_decay": 0.1} if "decay" in fault else {"lr": 0.01}
-    case = CombinedCase(dtype, ((129, 33),), terms=3, options=options, steps=3, absent=0.3, **ONE)
+    case = CombinedCase.showing(fault, dtype)
     case.run(backend)
     with pytest.raises(TooFar):
         case.run(backend, fault=fault)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch._functorch import config as functorch_config
 
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.rules import PCGrad
+from mtadam_fused.weighting import RuleWeighting
 from oracles.tolerances import same
 
 MAKERS: dict[str, Callable[..., Any]] = {
@@ -59,3 +61,47 @@ def test_a_compiled_training_function(take: Callable[..., None], graphs: int, na
     assert same(run(compiled=True), eager)
     assert 1 <= counter.op_count <= 7  # the network's and the losses'
     assert counter.frame_count <= graphs
+
+
+def losses_of(model: Any, *names: str) -> dict[str, Tensor]:
+    out = model(torch.randn(5, 3))
+    found = {"a": out.square().mean(), "b": out.abs().mean()}
+    return {name: found[name] for name in names}
+
+
+@pytest.mark.parametrize("donated", [True, False])
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_model_compiled_for_one_loss_says_what_to_do(name: str, donated: bool) -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    torch.compiler.reset()
+    with functorch_config.patch(donated_buffer=donated):
+        model, optimizer = torch.compile(network, backend="aot_eager"), MAKERS[name](network.parameters())
+        optimizer.backward(losses_of(model, "a"))
+        optimizer.step()
+        losses = losses_of(model, "a", "b")
+        if donated:
+            with pytest.raises(RuntimeError, match=r"Give all terms from the first step on, or set .*donated_buffer"):
+                optimizer.backward(losses)
+            assert all(p.grad is None for p in network.parameters())
+        else:
+            optimizer.backward(losses)
+            optimizer.step()
+
+
+def test_a_rule_weighting_says_so_too() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    torch.compiler.reset()
+    model = torch.compile(network, backend="aot_eager")
+    losses_of(model, "a")["a"].backward()
+    weighting = RuleWeighting(PCGrad(), network[2].parameters())
+    with pytest.raises(RuntimeError, match="Give all terms from the first step on"):
+        weighting(losses_of(model, "a", "b"))
+
+
+def test_other_errors_of_autograd_stay() -> None:
+    network = nn.Linear(3, 2)
+    losses = losses_of(network, "a")
+    losses["a"].backward()
+    network.zero_grad()
+    with pytest.raises(RuntimeError, match="second time"):
+        MTAdam(network.parameters()).backward(losses)

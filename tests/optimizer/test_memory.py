@@ -62,6 +62,7 @@ def test_a_step_allocates_nothing_that_grows_with_the_parameters() -> None:
         return float(run.stdout)
 
     assert growth("MTAdam([p], backend='cpu')") < 0.2  # bytes per element
+    assert growth("MTAdam([p], second_moments='shared', backend='cpu')") < 0.2
     assert growth("CombinedAdam([p], rules.PCGrad(), backend='cpu')") < 0.2
     # The measurement sees what keep_combined_grad allocates.
     assert growth("MTAdam([p], keep_combined_grad=True, backend='cpu')") > 3.5

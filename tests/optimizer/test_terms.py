@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import Backend
 from oracles.tolerances import same
-from tests.support.cases import check_wide_gradients
+from tests.support.cases import check_combined_gradients, check_wide_gradients
 
 
 def model_and_losses(seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -156,6 +156,10 @@ def test_grad_after_a_step(keep: bool, backend: str) -> None:
     with optimizer.term("fit"):  # what the last step left is not taken for a gradient of the term
         pass
     assert all(p.grad is None for p in params)
+
+
+def test_what_combined_gradients_hold(backend: str | Backend) -> None:
+    check_combined_gradients(backend)
 
 
 def test_first_term_seen_is_the_anchor(backend: str) -> None:

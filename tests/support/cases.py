@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,13 +19,20 @@ from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import FixedWeights
 from oracles import numpy_oracle
-from oracles.numpy_oracle import Parameter, step
+from oracles.numpy_oracle import CHOICES, MISTAKES, Parameter, step
 from oracles.tolerances import TooFar, check_params, check_values
 
 CPU_BACKENDS = ("reference", "cpu", "triton") if INTERPRETED else ("reference", "cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((0,), (1,), (3,), (4,), (5, 7), (2, 3, 4, 5), (4097,), (129, 33), ())
 LAYOUTS = ("contiguous", "transposed", "channels_last", "sliced", "offset")
+every_choice = pytest.mark.parametrize(
+    "choices",
+    [dict(zip(CHOICES, values, strict=True)) for values in product(*CHOICES.values())],
+    ids=lambda choices: ", ".join(map(str, choices.values())),
+)
+ROUGH: dict[str, Any] = {"lr": 0.01}
+DECAYED: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1}
 
 
 def fewer(count: int, backend: str | Backend) -> int:
@@ -66,7 +74,30 @@ class Case:
     steps: int = 4
     device: str = "cpu"
 
-    FAULTS: ClassVar[tuple[str, ...]] = (*numpy_oracle.FAULTS, "norms +1 %", "scales +1 %")
+    # The options of a case that shows them.
+    FAULTS: ClassVar[dict[str, dict[str, Any]]] = {
+        **dict.fromkeys((*numpy_oracle.FAULTS, "norms +1 %", "scales +1 %"), ROUGH),
+        "decay after the update": DECAYED,
+        **{fault: ROUGH | asked for fault, (asked, _) in MISTAKES.items()},
+        "arithmetic mean": ROUGH | {"anchor": "geometric_mean"},
+        "first for a silent anchor": ROUGH | {"anchor": 1},
+        "late norm from zero": ROUGH | {"norms": "corrected"},
+        "decay once per term": DECAYED | {"second_moments": "shared"},
+    }
+
+    @classmethod
+    def showing(cls, fault: str, dtype: torch.dtype, terms: int = 3, device: str = "cpu") -> "Case":
+        """Return a case in which a fault is seen."""
+        one, options = ("contiguous",), cls.FAULTS[fault]
+        return cls(dtype, ((129, 33),), one, one, terms, 1, absent=0.3, options=options, steps=3, device=device)
+
+    @classmethod
+    def choosing(cls, choices: dict[str, Any], dtype: torch.dtype, device: str = "cpu") -> "Case":
+        """Return a case of some of ``numpy_oracle.CHOICES`` in which everything else happens too."""
+        shapes, layouts = ((0,), (3,), (5, 7), (1030,)), ("contiguous", "offset", "transposed", "contiguous")
+        options = DECAYED | {"amsgrad": True, "maximize": True, "betas": (0.9, 0.99, 0.7)} | choices
+        some: dict[str, Any] = {"absent": 0.3, "zero": 0.2, "weights": (0.5, 1.0, 3.0, 2.0, 1.0), "device": device}
+        return cls(dtype, shapes, layouts, layouts[::-1], terms=5, seed=3, options=options, **some)
 
     def run(self, backend: str | Backend, fault: str | None = None) -> TermOptimizer:
         """Run the optimizer beside the oracle, and compare them at every step.
@@ -123,8 +154,15 @@ class Case:
                 value = torch.from_numpy(array).to(self.device, self.dtype)
                 if random.random() >= self.absent:
                     of_terms[k] = lay_out(value, layout)
+            if self.one_sign:
+                give_one_sign(of_terms)
             found.append(of_terms)
         return found
+
+    @property
+    def one_sign(self) -> bool:
+        """Whether all of an element's gradients have one sign: where their sum cancels, float32 leaves nothing."""
+        return self.dtype == torch.float32 and self.options.get("second_moments") == "shared"
 
     def check_scalars(
         self, optimizer: TermOptimizer, models: list[Parameter], grads: list[dict[int, Tensor]], fault: str | None
@@ -147,16 +185,19 @@ class CombinedCase(Case):
     The step is that of MTAdam's formula with one term, the weighted sum, so Adam's.
     """
 
-    FAULTS: ClassVar[tuple[str, ...]] = (
-        *("lr +1 %", "no bias correction", "decay after the update", "no weights"),
-        *("products without the last element", "products of other pairs", "products of absent terms"),
-    )
+    FAULTS: ClassVar[dict[str, dict[str, Any]]] = {
+        **dict.fromkeys(("lr +1 %", "no bias correction", "no weights"), ROUGH),
+        "decay after the update": DECAYED,
+        **dict.fromkeys(("products without the last element", "products of other pairs"), ROUGH),
+        "products of absent terms": ROUGH,
+    }
 
     @classmethod
     def like(cls, case: Case) -> "CombinedCase":
         """Return ``case`` as one of CombinedAdam."""
         values = {field.name: getattr(case, field.name) for field in fields(case)}
-        options = {name: value for name, value in case.options.items() if name != "norm_init"}
+        of_mtadam = {"norm_init", *CHOICES}
+        options = {name: value for name, value in case.options.items() if name not in of_mtadam}
         options["betas"] = options.get("betas", (0.9, 0.999))[:2]
         return cls(**values | {"options": options})
 
@@ -169,14 +210,9 @@ class CombinedCase(Case):
         rule.needs_gram, rule.parameters = True, params
         return CombinedAdam(params, rule, backend=backend, **self.options)
 
-    def grads(self, random: np.random.Generator, params: list[nn.Parameter]) -> list[dict[int, Tensor]]:
-        """Give all of an element's gradients one sign: where a sum cancels, float32 leaves nothing to compare."""
-        found = super().grads(random, params)
-        for of_terms in found:
-            signs = [g.sign() for g in of_terms.values()][:1]
-            for g in of_terms.values():
-                g.abs_().mul_(signs[0])
-        return found
+    @property
+    def one_sign(self) -> bool:
+        return True
 
     def expect(self, x: Parameter, grads: dict[int, np.ndarray], fault: str | None, rounding: float = 0.0) -> None:
         weights = (1.0,) * self.terms if fault == "no weights" else self.used
@@ -197,6 +233,13 @@ class CombinedCase(Case):
                     raise TooFar(f"{gram} is not {expected}")
 
 
+def give_one_sign(of_terms: dict[int, Tensor]) -> None:
+    """Give all of an element's gradients the sign of the first term that is not silent, in place."""
+    signs = [g.sign() for g in of_terms.values() if g.any()][:1]
+    for g in of_terms.values() if signs else ():
+        g.abs_().mul_(signs[0])
+
+
 # Of the sum of the products' absolute values, by arithmetic: some fifty roundings one after another.
 GRAM_RELATIVE = {torch.float64: 1e-14, torch.float32: 3e-6}
 
@@ -214,6 +257,20 @@ def products(grads: dict[int, Tensor], terms: int, fault: str | None) -> tuple[n
     if fault == "products of absent terms":
         found[found == 0] = 1.0
     return found, size
+
+
+def check_combined_gradients(backend: str | Backend, device: str = "cpu") -> None:
+    """Check what a step leaves in ``p.grad``: with a second moment per term also weight decay, for each term."""
+    for second_moments, terms in product(CHOICES["second_moments"], (1, 2)):
+        p = nn.Parameter(torch.full((300,), 2.0, device=device))
+        options: dict[str, Any] = {"weight_decay": 0.5, "maximize": True, "second_moments": second_moments}
+        optimizer = MTAdam([p], keep_combined_grad=True, backend=backend, **options)
+        for term in range(terms):
+            with optimizer.term(term):
+                p.grad = torch.full_like(p, 3.0 + term)
+        optimizer.step()
+        expected = 3.0 * terms if second_moments == "shared" else (0.5 * 2.0 - 3.0) * terms
+        torch.testing.assert_close(p.grad, torch.full_like(p, expected))
 
 
 def check_wide_gradients(backend: str | Backend) -> None:

@@ -36,6 +36,9 @@ def check_steps(
     params = list(network.parameters())
     states = [numpy_oracle.Parameter(p.detach().numpy()) for p in params]
     weights = dict(enumerate(options.pop("term_weights", {}).values()))
+    names = list(losses(0))
+    if options.get("anchor") in names:
+        options["anchor"] = names.index(options["anchor"])
     for t, found in enumerate(steps):
         grads = term_gradients(losses(t), params)
         for i, (p, state) in enumerate(zip(params, states, strict=True)):

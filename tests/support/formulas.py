@@ -36,8 +36,8 @@ def anchor_of(norm_avg: Tensor, anchor: Tensor) -> Tensor:
     return reference.anchor_of(norm_avg.view(-1, TERMS), of_layer).expand(-1, TERMS).flatten()
 
 
-def norm_decay(beta3: Tensor, step: Tensor, corrected: Tensor) -> Tensor:
-    return reference.norm_decay(beta3.double(), step.double(), corrected != 0).to(beta3.dtype)
+def norm_decay(beta3: Tensor, step: Tensor, norms: Tensor) -> Tensor:
+    return reference.norm_decay(beta3.double(), step.double(), norms).to(beta3.dtype)
 
 
 def add_term(grad: Tensor, scale: Tensor, param: Tensor, exp_avg_sq: Tensor, combined: Tensor, *row: Any) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtadam_fused.backends import Backend
-from mtadam_fused.hyperparameters import ANCHORS, MTAdamHyperparameters
+from mtadam_fused.hyperparameters import MTAdamHyperparameters
 from mtadam_fused.tables import ParamTable, StepArgs
 from mtadam_fused.tables.layout import TermGradients
 from oracles.tolerances import TooFar, check_values, same
@@ -15,15 +15,15 @@ from tests.support.small_problem import start_training
 BETA3 = 0.9  # the default
 
 
-def prepare_step(backend: str | Backend, device: str, **problem: Any) -> tuple[StepArgs, Backend]:
+def prepare_step(backend: str | Backend, device: str, name: str = "MTAdam", **problem: Any) -> tuple[StepArgs, Backend]:
     """Return the arguments of a step in which a term does not reach a parameter, and the backend."""
-    training = start_training("MTAdam", device, backend, **problem)
+    training = start_training(name, device, backend, **problem)
     optimizer = training.optimizer
     grads: TermGradients = [list(of_term) for of_term in training.grads]
     grads[1][2] = None
     (table,) = optimizer._table_cache.get(optimizer.param_groups, optimizer.state, grads)
     groups = [MTAdamHyperparameters.from_group(group) for group in optimizer.param_groups]
-    weights, anchors = [[1.0] * table.terms], [ANCHORS["first"]]
+    weights, anchors = [[1.0] * table.terms], [groups[0].anchor_code(optimizer.terms)]
     return StepArgs(table, grads, groups, weights, anchors), optimizer._backends[table.device]
 
 

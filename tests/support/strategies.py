@@ -2,6 +2,7 @@
 
 from hypothesis import strategies as st
 
+from oracles.numpy_oracle import CHOICES
 from tests.support.cases import DTYPES, LAYOUTS, SHAPES, Case
 
 options = st.fixed_dictionaries(
@@ -15,6 +16,8 @@ options = st.fixed_dictionaries(
         "maximize": st.booleans(),
         "decoupled_weight_decay": st.booleans(),
         "norm_init": st.sampled_from(["first_step", "first_nonzero"]),
+        "norms": st.sampled_from(CHOICES["norms"]),
+        "second_moments": st.sampled_from(CHOICES["second_moments"]),
     },
 )
 
@@ -25,6 +28,7 @@ def cases(draw: st.DrawFn, device: str = "cpu") -> Case:
     shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
     layout = st.lists(st.sampled_from(LAYOUTS), min_size=len(shapes), max_size=len(shapes)).map(tuple)
     terms = draw(st.sampled_from([1, 2, 3, 4, 7, 16]))
+    anchor = draw(st.sampled_from(["first", "none", "geometric_mean"]) | st.integers(0, terms - 1))
     return Case(
         dtype=draw(st.sampled_from(DTYPES)),
         shapes=tuple(shapes),
@@ -34,7 +38,7 @@ def cases(draw: st.DrawFn, device: str = "cpu") -> Case:
         seed=draw(st.integers(0, 2**32 - 1)),
         absent=draw(st.sampled_from([0.0, 0.3])),
         zero=draw(st.sampled_from([0.0, 0.3])),
-        options=draw(options),
+        options=draw(options) | {"anchor": anchor},
         weights=draw(st.none() | st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=terms, max_size=terms).map(tuple)),
         steps=draw(st.integers(1, 4)),
         device=device,

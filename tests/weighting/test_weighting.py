@@ -14,13 +14,12 @@ from mtadam_fused import weighting as w
 from oracles import numpy_weighting
 from oracles.numpy_weighting import Answer
 from oracles.tolerances import TooFar, check_values
+from tests.weighting.losses import LOSSES, PRIORITIES, TERMS, check, grad_of, histories, leaves, present_losses
 
-TERMS = ("a", "b", "c")
 KINDS = ["regression", "classification", "regression"]
-LOSSES = np.array([0.3, 7.0, 150.0])
-PRIORITIES = np.array([1.0, 0.25, 3.0])
 VALUES = np.array([2.3, 0.1, 40.0])
 LEARNED = np.array([0.7, -1.6, 2.5])
+MU, IDEAL = 90.0, np.array([-0.5, 2.0, 30.0])
 
 # What makes the weighting, its formula, and the formula's faults.
 CASES: dict[str, tuple[Callable[..., w.Weighting], Callable[..., Answer], tuple[str, ...]]] = {
@@ -46,7 +45,26 @@ CASES: dict[str, tuple[Callable[..., w.Weighting], Callable[..., Answer], tuple[
         lambda x, k, **o: numpy_weighting.kendall(x, k, LEARNED, KINDS, **o),
         ("kinds alike", "whole s", "priority of the loss alone"),
     ),
+    "imtll": (
+        lambda **o: w.IMTLL(TERMS, **o),
+        lambda x, k, **o: numpy_weighting.imtll(x, k, LEARNED, **o),
+        ("a variance", "half s", "priority of the loss alone"),
+    ),
+    "geometric": (
+        lambda **o: w.GeometricMean(**o),
+        numpy_weighting.geometric,
+        ("product", "priorities as factors", "held constant"),
+    ),
+    "stch": (
+        lambda **o: w.STCH(MU, ideal=dict(zip(TERMS, IDEAL, strict=True)), **o),
+        lambda x, k, **o: numpy_weighting.stch(x, k, MU, IDEAL, **o),
+        ("no ideal", "maximum", "softmax alone"),
+    ),
 }
+
+
+WITHOUT_TERMS = ("equal", "real-time", "geometric")
+JOINT = ("geometric", "stch")
 
 
 def set_learned(weighting: w.Weighting) -> w.Weighting:
@@ -56,41 +74,18 @@ def set_learned(weighting: w.Weighting) -> w.Weighting:
     return weighting
 
 
-def leaves(values: np.ndarray = LOSSES, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    return {
-        term: torch.tensor(value, dtype=dtype, requires_grad=True)
-        for term, value in zip(TERMS, values.tolist(), strict=True)
-    }
-
-
-def grad_of(tensor: Tensor) -> Tensor:
-    assert tensor.grad is not None
-    return tensor.grad
-
-
-def check(weighting: nn.Module, losses: dict[str, Tensor], expected: Answer, relative: float) -> None:
-    total = weighting(losses)
-    assert total.shape == ()
-    total.backward()
-    check_values(total, np.array(expected.total), relative)
-    check_values(torch.stack([grad_of(loss) for loss in losses.values()]), expected.by_loss, relative)
-    for parameter in weighting.parameters():
-        assert expected.by_learned is not None
-        check_values(grad_of(parameter), expected.by_learned, relative)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("priorities", [None, PRIORITIES.tolist(), dict(zip(TERMS, PRIORITIES, strict=True))])
 @pytest.mark.parametrize("name", CASES)
 def test_formula(name: str, priorities: Any, dtype: torch.dtype) -> None:
     make, right, faults = CASES[name]
-    if isinstance(priorities, list) and name in ("equal", "real-time"):
+    if isinstance(priorities, list) and name in WITHOUT_TERMS:
         priorities = dict(zip(TERMS, priorities, strict=True))  # those know no terms to put a list in order
     factors = np.ones(3) if priorities is None else PRIORITIES
     relative = 1e-12 if dtype == torch.float64 else 2e-6
     check(set_learned(make(priorities=priorities)), leaves(dtype=dtype), right(LOSSES, factors), relative)
     for fault in faults:
-        if priorities is not None or "priority" not in fault:
+        if priorities is not None or not any(word in fault for word in ("priorit", "softmax alone")):
             with pytest.raises(TooFar):
                 check(set_learned(make(priorities=priorities)), leaves(), right(LOSSES, factors, fault=fault), 1e-3)
 
@@ -111,7 +106,7 @@ def test_lists_validation_types_and_copies(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(weighting(leaves()), expected)
     assert torch.equal(copy.deepcopy(weighting)(leaves()), expected)
-    if name in ("equal", "real-time"):
+    if name in WITHOUT_TERMS:
         by_position = type(weighting)(priorities=PRIORITIES.tolist())
         by_name = type(weighting)(priorities=dict(zip(TERMS, PRIORITIES.tolist(), strict=True)))
         assert torch.equal(by_position(list(leaves().values())), by_name(leaves()))
@@ -123,7 +118,7 @@ def test_lists_validation_types_and_copies(name: str) -> None:
         torch.testing.assert_close(total.double(), expected, rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in JOINT])
 def test_an_absent_term_contributes_nothing(name: str) -> None:
     _, right, _ = CASES[name]
     weighting = set_learned(CASES[name][0](priorities=dict(zip(TERMS, PRIORITIES, strict=True))))
@@ -137,16 +132,30 @@ def test_an_absent_term_contributes_nothing(name: str) -> None:
         check_values(grad_of(parameter), full.by_learned * [1, 0, 1], 1e-12)
 
 
+@pytest.mark.parametrize("name", JOINT)
+def test_an_absent_term_or_one_of_priority_0_is_left_out(name: str) -> None:
+    make, _, _ = CASES[name]
+    priorities, there = dict(zip(TERMS, PRIORITIES.tolist(), strict=True)), [0, 2]
+    if name == "geometric":
+        right = numpy_weighting.geometric(LOSSES[there], PRIORITIES[there])
+    else:
+        right = numpy_weighting.stch(LOSSES[there], PRIORITIES[there], MU, IDEAL[there])
+    losses = leaves()
+    check(make(priorities=priorities), {"a": losses["a"], "c": losses["c"]}, right, 1e-12)
+    by_loss = np.array([right.by_loss[0], 0.0, right.by_loss[1]])
+    check(make(priorities={**priorities, "b": 0.0}), leaves(), Answer(right.total, by_loss), 1e-12)
+
+
+def test_smooth_maximum_is_near_the_maximum() -> None:
+    for mu in (1e-6, 1.0, 100.0):
+        excess = w.STCH(mu)(leaves()).item() - LOSSES.max()
+        assert 0 <= excess <= mu * np.log(3)
+    losses = leaves()
+    w.STCH(1e-3)(losses).backward()
+    assert [grad_of(loss).item() for loss in losses.values()] == [0.0, 0.0, 1.0]
+
+
 # -- initial losses ----------------------------------------------------------------------------------------------------
-
-
-def histories() -> list[np.ndarray]:
-    """Losses of some calls, of which some lack a term."""
-    return [np.array(row) for row in ([2, 3, 5], [4, np.nan, 1], [1, 7, np.nan], [8, 1, 4], [9, 2, 6.0])]
-
-
-def present_losses(row: np.ndarray) -> dict[str, Tensor]:
-    return {term: loss for term, loss in leaves(row).items() if not loss.isnan()}
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
@@ -220,13 +229,15 @@ def test_learned_weights_reach_their_optimum(priorities: list[float] | None) -> 
     check_values(torch.from_numpy(p**4), LOSSES / 2 * (1 + p**2), 1e-6)
     check_values(torch.from_numpy(p), best, 1e-6)
     check_values(torch.from_numpy(variances), LOSSES * [1, 2, 1], 1e-6)
+    scales = np.exp(minimize(w.IMTLL(TERMS, priorities=priorities), leaves()))
+    check_values(torch.from_numpy(scales), 1 / LOSSES, 1e-6)
     with pytest.raises(TooFar):
         check_values(torch.from_numpy(p**2), LOSSES, 1e-2)
     with pytest.raises(TooFar):
         check_values(torch.from_numpy(variances), LOSSES, 1e-2)
 
 
-@pytest.mark.parametrize("kind", [w.Uncertainty, w.KendallUncertainty])
+@pytest.mark.parametrize("kind", [w.Uncertainty, w.KendallUncertainty, w.IMTLL])
 def test_docstring_keeps_weight_decay_off(kind: type[w.Weighting]) -> None:
     example = (kind.__doc__ or "").split("::\n\n")[1].split("\n\n")[0]
     model = nn.Linear(3, 2)

@@ -1,6 +1,7 @@
 """Weightings with what they cannot use: an error where a loss can be seen, the documented guard where it cannot."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtadam_fused import weighting as w
+from mtadam_fused.weighting.imtl import LARGEST_LOG_SCALE
 from mtadam_fused.weighting.uncertainty import SMALLEST_LOG_VARIANCE, SMALLEST_P
 
 
@@ -39,6 +41,21 @@ def unseeing(weighting: w.Weighting) -> Any:
         (lambda: w.InitialLoss(1.5), "batches is 1.5"),  # type: ignore[arg-type]
         (lambda: w.InitialLoss(2, values={"a": 1.0}), "batches is 2 and values is given; give one"),
         (lambda: w.InitialLoss(values={"a": math.nan}), r"values\['a'\] is nan"),
+        (lambda: w.DWA(0), "batches is 0; it must be a whole number of at least 1"),
+        (lambda: w.DWA(1, temperature=0.0), "temperature is 0.0; it must be a finite number above 0"),
+        (lambda: w.SoftAdapt(math.nan), "beta is nan; it must be a finite number"),
+        (lambda: w.SoftAdapt(batches=True), "batches is True"),
+        (lambda: w.ReLoBRaLo(alpha=1.5), "alpha is 1.5; it must be a number from 0 to 1"),
+        (lambda: w.ReLoBRaLo(rho=-0.1), "rho is -0.1; it must be a number from 0 to 1"),
+        (lambda: w.ReLoBRaLo(temperature=-1.0), "temperature is -1.0"),
+        (lambda: w.ReLoBRaLo(seed=-1), "seed is -1; it must be a whole number of at least 0"),
+        (lambda: w.RandomWeighting(seed=2**62), "seed is 4611686018427387904; .* below"),
+        (lambda: w.RandomWeighting(seed=0.5), "seed is 0.5"),  # type: ignore[arg-type]
+        (lambda: w.RandomWeighting(priorities={"a": -1.0}), r"priorities\['a'\] is -1.0"),
+        (lambda: w.STCH(0.0), "mu is 0.0; it must be a finite number above 0"),
+        (lambda: w.STCH(1.0, ideal={"a": math.inf}), r"ideal\['a'\] is inf; it must be a finite number"),
+        (lambda: w.STCH(1.0, ideal=[1.0], priorities=[1.0, 2.0]), "priorities has 2 weights for 1 terms"),
+        (lambda: w.IMTLL([]), "terms is empty"),
         (lambda: w.Uncertainty([]), "terms is empty"),
         (lambda: w.Uncertainty(["a", "a"]), "each name may stand there once"),
         (lambda: w.KendallUncertainty(["a"], ["ranking"]), "the kind of term 'a' is 'ranking'; it must be one of"),
@@ -71,6 +88,17 @@ def test_terms_that_are_not_names(terms: Any) -> None:
         (lambda: w.InitialLoss().eval(), 0.0, "loss 'b' is 0.0; it must be positive"),
         (lambda: w.Uncertainty(["a", "b"]), -1e-3, "loss 'b' is -0.001.*; it must not be negative"),
         (lambda: w.KendallUncertainty(["a", "b"], ["regression"] * 2), -1.0, "loss 'b' is -1.0; it must not be"),
+        (lambda: w.IMTLL(["a", "b"]), -1.0, "loss 'b' is -1.0; it must not be negative"),
+        (w.GeometricMean, 0.0, "loss 'b' is 0.0; it must be positive to have a logarithm"),
+        (w.GeometricMean, -1.0, "loss 'b' is -1.0; it must be positive"),
+        (lambda: w.DWA(1), -1.0, "loss 'b' is -1.0; it must not be negative, to be compared"),
+        (w.ReLoBRaLo, -1.0, "loss 'b' is -1.0; it must not be negative, to be compared"),
+        (w.ReLoBRaLo, math.nan, "loss 'b' is nan; it must be finite"),
+        (lambda: w.SoftAdapt(loss_weighted=True), -1.0, "loss 'b' is -1.0; it must not be negative, or its weight"),
+        (lambda: w.STCH(1.0), math.inf, "loss 'b' is inf; it must be finite"),
+        (lambda: w.STCH(1.0, ideal={"a": 0.0}), 1.0, "unknown term 'b': (priorities|ideal) names"),
+        (lambda: w.GeometricMean(priorities={"a": 0.0, "b": 0.0}), 1.0, "priorities is 0 for all losses of the call"),
+        (lambda: w.ReLoBRaLo(priorities={"a": 1.0}), 1.0, "unknown term 'b': priorities names"),
         (lambda: w.Uncertainty(["a"]), 1.0, r"unknown term 'b': the terms are \['a'\]"),
         (lambda: w.PriorLoss({"a": 1.0}), 1.0, "unknown term 'b': (priorities|values) names"),
         (lambda: w.InitialLoss(values={"a": 1.0}), 1.0, "unknown term 'b': (priorities|values) names"),
@@ -80,12 +108,12 @@ def test_terms_that_are_not_names(terms: Any) -> None:
 )
 def test_losses_that_can_be_seen(make: Any, bad: float, message: str) -> None:
     weighting = make()
+    terms = weighting.terms
     before = {name: value.clone() for name, value in weighting.named_buffers()}
     with pytest.raises(ValueError, match=message):
         weighting(scalars(a=1.0, b=bad))
     assert all(torch.equal(value, before[name]) for name, value in weighting.named_buffers())
-    if isinstance(weighting, w.InitialLoss) and weighting.values is None:
-        assert weighting.terms == ()
+    assert weighting.terms == terms
 
 
 def test_losses_of_the_wrong_kind_or_number() -> None:
@@ -132,6 +160,112 @@ def test_what_is_not_finite_is_not_hidden_and_not_measured() -> None:
     assert not unseeing(w.RealTimeLoss())(scalars(a=5.0, b=math.inf)).isfinite()
 
 
+@pytest.mark.parametrize("bad", [0.0, -2.0, 1e-40])
+def test_what_has_no_logarithm_is_left_out(bad: float) -> None:
+    losses = scalars(a=5.0, b=bad, c=20.0)
+    total = unseeing(w.GeometricMean())(losses)
+    total.backward()
+    assert total.item() == pytest.approx(10.0)
+    assert [loss.grad.item() for loss in losses.values() if loss.grad is not None] == pytest.approx([1.0, 0.0, 0.25])
+    alone = scalars(b=bad)
+    total = unseeing(w.GeometricMean())(alone)
+    total.backward()
+    assert (total, alone["b"].grad) == (0, 0)
+
+
+HISTORIES: list[Callable[[], w.Weighting]] = [
+    lambda: w.DWA(1),
+    w.SoftAdapt,
+    lambda: w.SoftAdapt(normalized=True, loss_weighted=True),
+    lambda: w.ReLoBRaLo(0.5, 0.5, seed=2),
+]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("make", [*HISTORIES, lambda: w.STCH(1.0), w.GeometricMean, w.RandomWeighting])
+def test_what_is_not_finite_spoils_one_call_only(make: Any, bad: float) -> None:
+    """Later calls are what they are if the loss was absent from the call."""
+    spoiled, spared = make(), make()
+    if isinstance(spoiled, w.RandomWeighting):
+        spared = spoiled.eval()
+    for weighting in (spoiled, spared):
+        for factor in (1.0, 0.5):
+            weighting(scalars(a=5.0 * factor, b=2.0))
+    assert not unseeing(spoiled)(scalars(a=2.0, b=bad)).isfinite()
+    spared(scalars(a=2.0))
+    for _ in range(3):
+        assert spoiled(scalars(a=1.0, b=1.5)) == spared(scalars(a=1.0, b=1.5))
+
+
+def test_zeros_in_a_history() -> None:
+    dwa = w.DWA(1)
+    for value in (1.0, 0.0, 0.0, 3.0):  # a mean of zero, then ratios of zero to zero and of 3 to zero
+        assert dwa(scalars(a=2.0, b=value)).isfinite()
+    assert dwa(scalars(a=2.0, b=1.0)) == 3.0  # both have the rate 1
+    relobralo = w.ReLoBRaLo(0.0, 1.0)
+    for value in (0.0, 4.0, 0.0):
+        relobralo(scalars(a=1.0, b=value))
+    assert relobralo.first.tolist() == relobralo.last.tolist() == [1.0, 4.0]
+    weights = torch.softmax(torch.tensor([1.0, 0.5]), 0) * 2
+    torch.testing.assert_close(relobralo(scalars(a=1.0, b=2.0)).detach(), weights @ torch.tensor([1.0, 2.0]))
+    softadapt = w.SoftAdapt(loss_weighted=True)
+    assert softadapt(scalars(a=0.0, b=0.0)) == 0
+    assert softadapt(scalars(a=0.0, b=2.0)) == 2.0  # its weight is 1
+
+
+@pytest.mark.parametrize("make", HISTORIES)
+def test_extreme_ratios_stay_finite(make: Any) -> None:
+    weighting = make()
+    for value in (1e-37, 1e37, 1e-37, 1e37):
+        assert weighting(scalars(a=value, b=1e38 - value)).isfinite()
+
+
+def test_a_negative_loss_that_cannot_be_seen() -> None:
+    measured: list[w.DWA | w.ReLoBRaLo] = [w.DWA(1), w.ReLoBRaLo(seed=0)]
+    for weighting in measured:
+        weighting(scalars(a=1.0, b=4.0))
+        assert unseeing(weighting)(scalars(a=1.0, b=-4.0)).isfinite()
+        assert weighting.last.tolist() == [1.0, 4.0]
+    losses = scalars(a=1.0, b=-4.0)
+    unseeing(w.SoftAdapt(loss_weighted=True))(losses).backward()
+    assert [loss.grad.item() for loss in losses.values() if loss.grad is not None] == [1.0, 0.0]
+
+
+def test_weightings_read_nothing_on_a_device() -> None:
+    """On the meta device, where tensors have no values, reading one is an error."""
+    two = ["a", "b"]
+    made: list[w.Weighting] = [make() for make in HISTORIES]
+    made += [w.EqualWeights(), w.RealTimeLoss(), w.InitialLoss(2), w.PriorLoss([1.0, 3.0])]
+    made += [w.Uncertainty(two), w.KendallUncertainty(two, ["regression"] * 2), w.IMTLL(two)]
+    made += [w.STCH(1.0, ideal={"a": -1.0, "b": 2.0}, priorities={"a": 1.0, "b": 3.0}), w.GeometricMean()]
+    made += [w.RandomWeighting()]
+    for weighting in made:
+        weighting.to("meta")
+        terms = weighting.terms or ("a", "b")
+        losses = {term: torch.empty((), device="meta", requires_grad=True) for term in terms}
+        for given in (losses, {terms[1]: losses[terms[1]]}, losses):
+            total = weighting(given)
+            total.backward()
+            assert total.device.type == "meta"
+    with pytest.raises(RuntimeError):
+        total.item()
+
+
+@pytest.mark.parametrize("s", [LARGEST_LOG_SCALE + 1, 1000.0])
+def test_log_scale_comes_back(s: float) -> None:
+    weighting = w.IMTLL(["a"])
+    weighting.log_scale.data.fill_(s)
+    largest = math.exp(LARGEST_LOG_SCALE)
+    total = weighting(scalars(a=2.0))
+    total.backward()
+    assert total.item() == pytest.approx(2.0 * largest, rel=1e-5)
+    assert weighting.log_scale.grad is not None
+    assert weighting.log_scale.grad.item() == pytest.approx(2.0 * largest, rel=1e-5)
+    weighting.log_scale.grad = None
+    weighting(scalars(a=0.0)).backward()
+    assert weighting.log_scale.grad == 0
+
+
 @pytest.mark.parametrize("p", [0.0, -0.0, SMALLEST_P / 3, -SMALLEST_P / 3])
 def test_p_comes_back_from_the_singularity(p: float) -> None:
     weighting = w.Uncertainty(["a"])
@@ -168,7 +302,7 @@ def test_log_variance_comes_back(s: float) -> None:
 
 
 def test_losses_at_zero_for_long_stay_finite() -> None:
-    for weighting in (w.Uncertainty(["a"]), w.KendallUncertainty(["a"], ["regression"])):
+    for weighting in (w.Uncertainty(["a"]), w.KendallUncertainty(["a"], ["regression"]), w.IMTLL(["a"])):
         (parameter,) = weighting.parameters()
         optimizer = torch.optim.SGD([parameter], lr=0.9)
         for _ in range(200):

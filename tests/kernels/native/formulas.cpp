@@ -27,7 +27,7 @@ const std::map<std::string, Formula<C>>& formulas() {
       {"has_started", [](const V& x) -> V { return {C(has_started(x[0]))}; }},
       {"is_finite", [](const V& x) -> V { return {C(is_finite(x[0]))}; }},
       {"running_norm", [](const V& x) -> V { return {running_norm(x[0], x[1], x[2], x[3] != 0, x[4] != 0)}; }},
-      {"norm_decay", [](const V& x) -> V { return {norm_decay<C>(x[0], x[1], x[2] != 0)}; }},
+      {"norm_decay", [](const V& x) -> V { return {norm_decay<C>(x[0], x[1], int64_t(x[2]))}; }},
       {"term_scale", [](const V& x) -> V { return {term_scale(x[0], x[1], x[2])}; }},
       {"balanced_gradient", [](const V& x) -> V { return {balanced_gradient(x[0], x[1], x[2], x[3])}; }},
       {"add_weighted", [](const V& x) -> V { return {add_weighted(x[0], x[1], x[2])}; }},
