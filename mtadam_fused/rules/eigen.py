@@ -22,15 +22,14 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         ``[K]`` eigenvalues in no order, ``[K, K]`` with the eigenvectors as columns, and ``[K]`` bool.
     """
-    count = len(matrix)
-    numbers = torch.arange(count, device=matrix.device)
-    unit = torch.eye(count, dtype=matrix.dtype, device=matrix.device)
+    numbers = torch.arange(len(matrix), device=matrix.device)
+    unit = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     vectors, peaks = unit, matrix.diagonal()
-    rounds = pairings(numbers)
+    rounds = [(partners, numbers[:, None] == partners, numbers < partners) for partners in pairings(numbers)]
     can_look = matrix.device.type == "cpu"
     for _ in range(SWEEPS_AT_MOST if can_look else SWEEPS):
-        for partners in rounds:
-            turn = rotation(matrix, partners, numbers, unit)
+        for partners, is_pair, is_first in rounds:
+            turn = rotation(matrix, partners, is_pair, is_first, unit)
             matrix = turn.T @ matrix @ turn
             vectors = vectors @ turn
             peaks = torch.maximum(peaks, matrix.diagonal())
@@ -60,16 +59,25 @@ def pairings(numbers: Tensor) -> list[Tensor]:
     return rounds
 
 
-def rotation(matrix: Tensor, partners: Tensor, numbers: Tensor, unit: Tensor) -> Tensor:
-    """Return the ``[K, K]`` rotation that makes the entries of all pairs zero, by angles of at most 45 degrees."""
+def rotation(matrix: Tensor, partners: Tensor, is_pair: Tensor, is_first: Tensor, unit: Tensor) -> Tensor:
+    """Return the ``[K, K]`` rotation that makes the entries of all pairs zero, by angles of at most 45 degrees.
+
+    Args:
+        matrix: ``[K, K]``.
+        partners: ``[K]`` whom each coordinate meets; itself for none.
+        is_pair: ``[K, K]`` bool, where in the columns the partners are.
+        is_first: ``[K]`` bool, the one of a pair that turns in the positive sense if both are equal.
+        unit: ``[K, K]``.
+    """
     diagonal = matrix.diagonal()
-    entries = matrix.gather(1, partners[:, None])[:, 0]
-    theta = (diagonal[partners] - diagonal) / (2.0 * entries)
-    sign = torch.where((theta > 0) | ((theta == 0) & (numbers < partners)), 1.0, -1.0)
-    tangent = sign / (theta.abs() + (1.0 + theta**2).sqrt())
-    tangent = torch.where((entries == 0) | (partners == numbers), 0.0, tangent)
-    cosine = 1.0 / (1.0 + tangent**2).sqrt()
-    return unit * cosine - (numbers[:, None] == partners) * (tangent * cosine)
+    entries = matrix.gather(0, partners[None])[0]
+    gaps = diagonal.index_select(0, partners) - diagonal
+    # tan of the angle: 2 e / (gap + sign(gap) sqrt(gap**2 + 4 e**2)), 0 where e and gap are
+    roots = torch.hypot(gaps, 2.0 * entries)
+    below = torch.where((gaps > 0) | ((gaps == 0) & is_first), gaps + roots, gaps - roots)
+    tangent = torch.where((below == 0) | is_pair.diagonal(), 0.0, 2.0 * entries / below)
+    cosine = torch.rsqrt(1.0 + tangent**2)
+    return unit * cosine - is_pair * (tangent * cosine)
 
 
 def is_diagonal(matrix: Tensor, peaks: Tensor) -> bool:
