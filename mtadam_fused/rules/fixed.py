@@ -2,10 +2,10 @@
 
 from collections.abc import Hashable, Sequence
 
-import torch
 from torch import Tensor
 
-from ..hyperparameters import TermWeights, check_term_weights, weights_of
+from ..hyperparameters import TermWeights
+from .per_term import PerTerm
 from .rule import Rule
 
 
@@ -22,20 +22,19 @@ class FixedWeights(Rule):
     needs_gram = False
 
     def __init__(self, weights: TermWeights = None) -> None:
-        check_term_weights(weights, "weights")
-        self.weights = weights
-        self._values: list[float] = []  # [K]
-        self._copied: list[float] = []
-        self._tensor = torch.empty(0)  # self._copied on the device
+        super().__init__()
+        self._weights = PerTerm(weights, "weights")
+
+    @property
+    def weights(self) -> TermWeights:
+        """The weights, as given."""
+        return self._weights.given
 
     def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
-        self._values = weights_of(self.weights, terms, allow_more=allow_more, name="weights")
+        self._weights.check_terms(terms, allow_more=allow_more)
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        if self._copied != self._values or self._tensor.device != losses.device:
-            self._copied = self._values
-            self._tensor = torch.tensor(self._values, dtype=losses.dtype).to(losses.device, non_blocking=True)
-        return self._tensor
+        return self._weights.like(losses)
 
     def __repr__(self) -> str:
         return f"FixedWeights({self.weights!r})"

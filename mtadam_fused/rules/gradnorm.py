@@ -1,12 +1,12 @@
 """GradNorm."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..hyperparameters import check_not_negative
+from ..hyperparameters import TermWeights, check_not_negative
 from .progress import Progress, pad_to
 from .rule import Rule, copy_or_replace_
 
@@ -27,25 +27,28 @@ class GradNorm(Rule):
         alpha: how strongly to pull the rates together.
         lr: learning rate of the weights.
         parameters: where the gradients' norms are taken, usually the last shared layer's; default all shared ones.
+        preference: what each term's target is multiplied by, over its mean.
 
     Raises:
-        ValueError: an ``alpha`` or ``lr`` that is no finite number of at least 0, or empty ``parameters``.
+        ValueError: an ``alpha`` or ``lr`` that is no finite number of at least 0, or as of :class:`Rule`.
     """
 
     needs_losses = True
+    shown: ClassVar[tuple[str, ...]] = ("alpha", "lr")
 
     def __init__(
-        self, alpha: float = 1.5, lr: float = 0.025, parameters: Tensor | Iterable[Tensor] | None = None
+        self,
+        alpha: float = 1.5,
+        lr: float = 0.025,
+        parameters: Tensor | Iterable[Tensor] | None = None,
+        *,
+        preference: TermWeights = None,
     ) -> None:
+        super().__init__(preference=preference, parameters=parameters)
         check_not_negative("alpha", alpha)
         check_not_negative("lr", lr)
         self.alpha = alpha
         self.lr = lr
-        if isinstance(parameters, Tensor):
-            parameters = [parameters]
-        self.parameters = None if parameters is None else list(parameters)
-        if self.parameters == []:
-            raise ValueError("parameters is empty; pass those of a shared layer, or None for all shared ones")
         self._progress = Progress()
         self._weights = torch.empty(0, dtype=torch.float64)
 
@@ -54,9 +57,10 @@ class GradNorm(Rule):
         rates = self._progress.inverse_rates(losses)
         weights = pad_to(self._weights, norms, 1.0).clone()
         is_active = (norms > 0) & norms.isfinite() & losses.isfinite()
-        count = is_active.sum().clamp(min=1)
         sizes = weights * norms
-        targets = torch.where(is_active, sizes, 0.0).sum() / count * rates**self.alpha
+        wanted = torch.where(is_active, self.preference_like(norms), 0.0)
+        wanted = wanted / torch.where(wanted.sum() > 0, wanted.sum(), 1.0)  # 1 / count without a preference
+        targets = torch.where(is_active, sizes, 0.0).sum() * wanted * rates**self.alpha
         moved = (weights - self.lr * torch.sign(sizes - targets) * norms).clamp(min=MIN_WEIGHT)
         scale = torch.where(is_active, weights, 0.0).sum() / torch.where(is_active, moved, 0.0).sum()
         self._weights = copy_or_replace_(self._weights, torch.where(is_active, moved * scale, weights))
@@ -67,6 +71,3 @@ class GradNorm(Rule):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._weights, self._progress.initial = state["weights"], state["initial_losses"]
-
-    def __repr__(self) -> str:
-        return f"GradNorm(alpha={self.alpha}, lr={self.lr})"

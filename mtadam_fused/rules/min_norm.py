@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-EXHAUSTIVE = 8  # up to so many vectors every set of them is tried: no decision has to wait for a device
+from .supports import EXHAUSTIVE, all_supports, masked, solve, walk
+from .unit_gram import UnitGram
 
 
 def min_norm_weights(gram: Tensor) -> Tensor:
@@ -17,26 +18,20 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     Args:
         gram: ``[K, K]`` float64, of any scale from vector to vector.
     """
-    norms = gram.diagonal().sqrt()
-    if len(gram) == 1:  # a batch of one system goes to a solver that a CUDA graph may not capture
-        return (norms > 0).to(gram.dtype)
-    inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
-    cosines = gram * inverse * inverse[:, None]
-    if len(gram) <= EXHAUSTIVE:
-        return best(on_supports(cosines, inverse, all_supports(gram)), cosines, norms)
-    return wolfe(cosines.cpu(), inverse.cpu(), norms.cpu()).to(gram.device)
+    if len(gram) == 1:
+        return (gram[0] > 0).to(gram.dtype)
+    if len(gram) > EXHAUSTIVE:
+        unit = UnitGram.of(gram.cpu())
+        return (wolfe(unit) * unit.inverse).to(gram.device)
+    unit = UnitGram.of(gram)
+    return best(on_supports(unit, all_supports(gram)[1:]), unit) * unit.inverse
 
 
-def all_supports(gram: Tensor) -> Tensor:
-    """Return ``[2**K - 1, K]`` bool on the device of ``gram``: every set of the K vectors but the empty one."""
-    sets = torch.arange(1, 2 ** len(gram), device=gram.device)
-    return sets[:, None] >> torch.arange(len(gram), device=gram.device) & 1 == 1
+def on_supports(unit: UnitGram, supports: Tensor) -> Tensor:
+    """Return for each support the coefficients of the least norm, of any sign; not finite where there are none.
 
-
-def on_supports(cosines: Tensor, inverse: Tensor, supports: Tensor) -> Tensor:
-    """Return for each support the weights of sum 1, of any sign, with the least norm; not finite where there are none.
-
-    In y = weights * norms the matrix is ``cosines`` whatever the vectors' scales, and the sum is ``inverse @ y``.
+    Coefficients are those of the unit vectors, ``y = weights * norms``: there the matrix is ``cosines`` whatever the
+    vectors' scales, and the sum of the weights, 1, is ``inverse @ y``.
 
     Args:
         supports: ``[S, K]`` bool.
@@ -44,64 +39,60 @@ def on_supports(cosines: Tensor, inverse: Tensor, supports: Tensor) -> Tensor:
     Returns:
         ``[S, K]``, 0 outside of the support.
     """
-    count = len(cosines)
-    border = torch.where(supports, inverse, 0.0)
+    return least_and_slope(unit, supports, torch.zeros_like(unit.norms))[0]
+
+
+def least_and_slope(unit: UnitGram, supports: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each support two solutions of the same systems, as coefficients of the unit vectors.
+
+    Args:
+        supports: ``[S, K]`` bool.
+        products: ``[K]``, dot products of a vector with the unit vectors.
+
+    Returns:
+        ``[S, K]``, the point of least norm whose weights have sum 1; and ``[S, K]``, the projection of the vector on
+        the differences of such points. Of any sign, 0 outside of the support, not finite where there are none.
+    """
+    count = len(unit.cosines)
+    border = torch.where(supports, unit.inverse, 0.0)
     border = border / border.amax(dim=1, keepdim=True)
-    system = torch.zeros(len(supports), count + 1, count + 1, dtype=cosines.dtype, device=cosines.device)
-    system[:, :count, :count] = torch.where(supports[:, :, None] & supports[:, None, :], cosines, 0.0)
-    system[:, :count, :count] += torch.diag_embed((~supports).to(cosines.dtype))
+    system = torch.zeros(len(supports), count + 1, count + 1, dtype=border.dtype, device=border.device)
+    system[:, :count, :count] = masked(unit.cosines, supports)
     system[:, :count, count] = -border
     system[:, count, :count] = border
-    right = torch.zeros(len(supports), count + 1, 1, dtype=cosines.dtype, device=cosines.device)
-    right[:, count] = 1.0
-    solution, _ = torch.linalg.solve_ex(system, right)
-    weights = solution[:, :count, 0] * border
-    return weights / weights.sum(dim=1, keepdim=True)
+    right = torch.zeros(len(supports), count + 1, 2, dtype=border.dtype, device=border.device)
+    right[:, count, 0] = 1.0
+    right[:, :count, 1] = products
+    least, slope = torch.where(border[:, :, None] > 0, solve(system, right)[:, :count], 0.0).unbind(dim=2)
+    return least / (least * unit.inverse).sum(dim=1, keepdim=True), slope
 
 
-def best(candidates: Tensor, cosines: Tensor, norms: Tensor) -> Tensor:
+def best(candidates: Tensor, unit: UnitGram) -> Tensor:
     """Return the candidate of least norm out of ``[S, K]``, brought into the simplex; zeros where there is none."""
-    inside = candidates.nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0)
-    inside = inside / inside.sum(dim=1, keepdim=True)
-    y = inside * norms
-    squares = (y @ cosines * y).sum(dim=1).clamp(min=0.0)
+    inside = into_simplex(candidates, unit)
+    squares = (inside @ unit.cosines * inside).sum(dim=1).clamp(min=0.0)
     least = squares.nan_to_num(torch.inf).argmin()
     return inside.index_select(0, least[None])[0].nan_to_num(0.0)
 
 
-def wolfe(cosines: Tensor, inverse: Tensor, norms: Tensor) -> Tensor:
+def into_simplex(candidates: Tensor, unit: UnitGram) -> Tensor:
+    """Return ``[S, K]`` coefficients with weights of at least 0 and of sum 1; NaN where no weight is positive."""
+    inside = candidates.nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0)
+    return inside / (inside * unit.inverse).sum(dim=1, keepdim=True)
+
+
+def wolfe(unit: UnitGram) -> Tensor:
     """Run Wolfe's algorithm: walk from support to support, with a smaller norm at every step."""
-    alive = norms > 0
-    if not alive.any():
-        return torch.zeros_like(norms)
-    weights = torch.zeros_like(norms)
-    weights[torch.where(alive, norms, torch.inf).argmin()] = 1.0
-    support = weights > 0
-    for _ in range(10 * len(norms)):
-        slopes = cosines @ (weights * norms) * norms  # dot products of the point with the vectors
-        entering = torch.where(alive & ~support, slopes, torch.inf).argmin()
-        if support[entering] or slopes[entering] >= (weights @ slopes) * (1 - 1e-10):
-            break
-        support[entering] = True
-        weights = descend(cosines, inverse, norms, weights, support)
-        support = weights > 0
-    return weights
+    is_zero = unit.norms == 0
+    if is_zero.all():
+        return torch.zeros_like(unit.norms)
+    start = torch.zeros_like(unit.norms)
+    shortest = torch.where(is_zero, torch.inf, unit.norms).argmin()
+    start[shortest] = unit.norms[shortest]
 
+    def slopes(y: Tensor) -> Tensor:
+        products = y @ unit.cosines  # of the point with the unit vectors
+        lower = products * unit.norms - (products * y).sum(dim=1, keepdim=True) * (1 - 1e-10)
+        return torch.where(is_zero, torch.inf, lower)
 
-def descend(cosines: Tensor, inverse: Tensor, norms: Tensor, weights: Tensor, support: Tensor) -> Tensor:
-    """Move ``weights`` to the least point of the support, and drop vectors whose weight would turn negative."""
-    while True:
-        aim = on_supports(cosines, inverse, support[None])[0]
-        if not aim.isfinite().all():
-            return weights
-        blocking = support & (aim <= 0)
-        if not blocking.any():
-            return aim
-        share = torch.where(blocking, weights / (weights - aim), torch.inf).min()
-        weights = weights + share.clamp(0.0, 1.0) * (aim - weights)
-        lengths = weights * norms
-        support = support & ~(blocking & (lengths <= 1e-15 * lengths.max()))
-        dropped = blocking & ~support
-        if not dropped.any():
-            return weights.clamp(min=0.0)
-        weights = torch.where(support, weights, 0.0)
+    return walk(start[None], lambda _, support: on_supports(unit, support), slopes)[0]

@@ -1,12 +1,13 @@
 """PCGrad."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import index
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..hyperparameters import TermWeights
 from .rule import Rule
 
 REDUCTIONS = ("sum", "mean")
@@ -22,12 +23,24 @@ class PCGrad(Rule):
     Args:
         reduction: "sum" of the projected gradients, or "mean", over the terms whose gradient is not zero.
         seed: of the random orders, below 2**62; default one that torch's generator draws.
+        preference: what each projected gradient is multiplied by.
+        parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: no such ``reduction``, or a ``seed`` out of its range.
+        ValueError: no such ``reduction``, a ``seed`` out of its range, or as of :class:`Rule`.
     """
 
-    def __init__(self, reduction: str = "sum", seed: int | None = None) -> None:
+    shown: ClassVar[tuple[str, ...]] = ("reduction",)
+
+    def __init__(
+        self,
+        reduction: str = "sum",
+        seed: int | None = None,
+        *,
+        preference: TermWeights = None,
+        parameters: Tensor | Iterable[Tensor] | None = None,
+    ) -> None:
+        super().__init__(preference=preference, parameters=parameters)
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(REDUCTIONS)}")
         self.reduction = reduction
@@ -58,7 +71,7 @@ class PCGrad(Rule):
             dots = (coefficients @ gram * met).sum(dim=1)
             conflict = (dots < 0) & (other != numbers) & (squares[other] > 0)
             coefficients = coefficients - met * torch.where(conflict, dots / squares[other], 0.0)[:, None]
-        weights = coefficients.sum(dim=0)
+        weights = self.preference_like(squares) @ coefficients
         return weights if self.reduction == "sum" else weights / (squares > 0).sum().clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,9 +79,6 @@ class PCGrad(Rule):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.seed, self._step = state["seed"], state["step"].clone()
-
-    def __repr__(self) -> str:
-        return f"PCGrad(reduction={self.reduction!r})"
 
 
 def splitmix64(x: Tensor) -> Tensor:

@@ -1,9 +1,13 @@
 """The base class of rules."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+
+from ..hyperparameters import TermWeights
+from .per_term import PerTerm, check_preference
 
 
 class Rule:
@@ -17,6 +21,16 @@ class Rule:
             def __call__(self, gram, losses):
                 return torch.nn.functional.one_hot(gram.diagonal().argmax(), len(gram)).double()
 
+    Args:
+        preference: how much each term counts: a mapping from the terms' names, or a sequence in their order, of numbers
+            of at least 0; default 1 for each. What a rule makes of it is in its docstring.
+        parameters: those whose gradients the rule looks at, usually the last shared layer's; default all that every
+            term of the step reaches.
+
+    Raises:
+        ValueError: empty ``parameters``; a ``preference`` with a negative number, with zeros alone, or, at a step,
+            without one for each term.
+
     Attributes:
         needs_gram: whether it looks at ``gram``; if not, the gradients are not read for it.
         needs_losses: whether it looks at ``losses``.
@@ -26,6 +40,18 @@ class Rule:
     needs_gram: bool = True
     needs_losses: bool = False
     parameters: Sequence[Tensor] | None = None
+    shown: ClassVar[tuple[str, ...]] = ()  # the arguments that repr() shows
+    shown_if_changed: ClassVar[Mapping[str, Any]] = {"preference": None}  # and those that it shows if they differ
+    _preference: PerTerm | None = None
+
+    def __init__(self, *, preference: TermWeights = None, parameters: Tensor | Iterable[Tensor] | None = None) -> None:
+        check_preference(preference)
+        self._preference = PerTerm(preference, "preference")
+        if isinstance(parameters, Tensor):
+            parameters = [parameters]
+        self.parameters = None if parameters is None else list(parameters)
+        if self.parameters == []:
+            raise ValueError("parameters is empty; pass those of a shared layer, or None for all shared ones")
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
         """Return the weights of the terms at this step.
@@ -39,12 +65,23 @@ class Rule:
         """
         raise NotImplementedError
 
+    @property
+    def preference(self) -> TermWeights:
+        """How much each term counts, as given."""
+        return self._preference.given if self._preference else None
+
+    def preference_like(self, terms: Tensor) -> Tensor:
+        """Return ``[K]``, the preference on the device and with the dtype of ``terms``, which is ``[K]``."""
+        return self._preference.like(terms) if self._preference else torch.ones_like(terms)
+
     def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
         """Raise ValueError for terms (their names) that the rule cannot weight. Called before anything changes.
 
         Args:
             allow_more: whether more terms may follow.
         """
+        if self._preference:
+            self._preference.check_terms(terms, allow_more=allow_more)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rule keeps from step to step: tensors and numbers."""
@@ -54,7 +91,8 @@ class Rule:
         """Load what :meth:`state_dict` returned."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        names = [*self.shown, *(name for name, usual in self.shown_if_changed.items() if getattr(self, name) != usual)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 def copy_or_replace_(state: Tensor, new: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mtadam_fused import CombinedAdam, MTAdam
-from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+from mtadam_fused.rules import MGDA, PCD, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 from oracles.tolerances import TooFar, check_values
 from tests.support.cases import DTYPES, Case, CombinedCase
 from tests.support.strategies import cases
@@ -29,6 +29,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "GradNorm": lambda: GradNorm(lr=1e-3),
     "PCGrad": lambda: PCGrad(seed=3),
     "MGDA": lambda: MGDA("loss+"),
+    "PCD": lambda: PCD(tau=0.2, beta=0.5),
 }
 
 
@@ -259,7 +260,7 @@ def test_flattened_checkpoints_hold_the_rules_state() -> None:
     assert torch.equal(other.rule.state_dict()["weights"], expected)
 
 
-@pytest.mark.parametrize("rule", ["GradNorm", "PCGrad"])
+@pytest.mark.parametrize("rule", ["GradNorm", "PCGrad", "PCD"])
 def test_the_rules_state_matters(rule: str, backend: str) -> None:
     """Negative control of the test above."""
     params, losses = shared_model()

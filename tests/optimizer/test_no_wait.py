@@ -3,7 +3,33 @@
 import pytest
 import torch
 
-from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+from mtadam_fused.rules import (
+    IMTLG,
+    MGDA,
+    PCD,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    FairGrad,
+    FixedWeights,
+    GradientNormalization,
+    GradNorm,
+    NashMTL,
+    PCGrad,
+    Rule,
+    UPGrad,
+)
+
+ON_GRAM = [
+    UPGrad(),
+    ConFIG(),
+    IMTLG(normalized=True),
+    AlignedMTL(),
+    CAGrad(),
+    FairGrad(),
+    NashMTL(),
+    PCD(),
+]
 
 RULES = [
     FixedWeights(),
@@ -14,6 +40,9 @@ RULES = [
     GradNorm(),
     GradientNormalization(),
     GradientNormalization(1.0),
+    GradientNormalization(anchor=0, ema=0.9, every=2, clamp=(0, 10)),
+    GradientNormalization(anchor="mean"),
+    *ON_GRAM,
 ]
 
 
@@ -31,6 +60,7 @@ def test_up_to_eight_terms_nothing_is_read(rule: Rule, terms: int) -> None:
         assert (weights.shape, weights.device.type) == ((terms,), "meta")
 
 
-def test_a_read_is_seen() -> None:
+@pytest.mark.parametrize("rule", [MGDA(), *ON_GRAM], ids=repr)
+def test_a_read_is_seen(rule: Rule) -> None:
     with pytest.raises(NotImplementedError, match="meta"):
-        weigh(MGDA(), 9)  # of more than eight terms, solved on the host
+        weigh(rule, 9)  # of more than eight terms, solved on the host

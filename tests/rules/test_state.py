@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtadam_fused import rules
-from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+from mtadam_fused.rules import MGDA, PCD, FairGrad, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 from tests.rules.gradients import conflicting, gram_of
 
 MAKERS: dict[str, Callable[[], Rule]] = {
@@ -18,6 +18,9 @@ MAKERS: dict[str, Callable[[], Rule]] = {
     "GradNorm": lambda: GradNorm(alpha=0.5, lr=1e-3),
     "PCGrad": lambda: PCGrad("mean"),  # each with a seed of its own
     "MGDA": lambda: MGDA("loss+"),
+    "anchored": lambda: GradientNormalization(anchor="b", ema=0.5, every=3),
+    "PCD": lambda: PCD("b", beta=0.5),
+    "preferred": lambda: FairGrad(preference={"a": 1.0, "b": 2.0, "c": 3.0}),
 }
 every_rule = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -69,6 +72,10 @@ def test_pcgrad_does_not_count_in_the_memory_of_the_saved_state() -> None:
     [
         *("FixedWeights([1.0, 2.0])", "GradientNormalization(alpha=0.5)", "GradNorm(alpha=0.5, lr=0.1)"),
         *("PCGrad(reduction='mean')", "MGDA(normalization='loss+')"),
+        *("UPGrad()", "UPGrad(preference=[1.0, 2.0])", "ConFIG(normalized=True)", "IMTLG()", "AlignedMTL()"),
+        *("CAGrad(c=0.4, preference={'a': 1.0}, normalized=True)", "FairGrad(alpha=3.0)", "NashMTL()"),
+        "PCD(primary='a', tau=[0.0, 0.5], beta=0.9, eps=0.0)",
+        "GradientNormalization(alpha=0.0, preference=[1.0, 2.0], anchor='a', ema=0.9, every=9, clamp=(0, 9), eps=0.1)",
     ],
 )
 def test_repr_makes_the_rule(rule: str) -> None:

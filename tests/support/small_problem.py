@@ -10,7 +10,22 @@ from torch import Tensor, nn
 from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
-from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+from mtadam_fused.rules import (
+    IMTLG,
+    MGDA,
+    PCD,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    FairGrad,
+    FixedWeights,
+    GradientNormalization,
+    GradNorm,
+    NashMTL,
+    PCGrad,
+    Rule,
+    UPGrad,
+)
 
 RULES: dict[str, Callable[[], Rule]] = {
     "fixed": FixedWeights,
@@ -18,6 +33,15 @@ RULES: dict[str, Callable[[], Rule]] = {
     "MGDA": MGDA,
     "PCGrad": lambda: PCGrad(seed=0),
     "GradNorm": GradNorm,
+    "anchored": lambda: GradientNormalization(anchor="mean", ema=0.9, every=2),
+    "UPGrad": UPGrad,
+    "ConFIG": ConFIG,
+    "IMTLG": IMTLG,
+    "AlignedMTL": AlignedMTL,
+    "CAGrad": CAGrad,
+    "FairGrad": FairGrad,
+    "NashMTL": NashMTL,
+    "PCD": PCD,
 }
 OPTIMIZERS = ("MTAdam", "BalancedAdam", *RULES)
 
