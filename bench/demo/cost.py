@@ -22,7 +22,7 @@ STEPS = 5  # in a turn
 class Cost:
     """The cost of one step on all ten terms."""
 
-    passes: int  # backward
+    passes: int  # backward, of all layers
     state_bytes: int  # per parameter
     gradient_bytes: int  # per parameter
     time: float  # of forward, backward passes and update, over that of ADAM
@@ -55,7 +55,8 @@ def time_turn(training: Training, batches: Iterator[torch.Tensor]) -> float:
 
 def make_cost(optimizer: torch.optim.Optimizer, relative_time: float) -> Cost:
     """Return the cost of an optimizer that has made a step."""
-    passes = len(TERMS) if isinstance(optimizer, TermOptimizer) else 1
+    apart = isinstance(optimizer, TermOptimizer) and not getattr(optimizer, "takes_one_pass", False)
+    passes = len(TERMS) if apart else 1
     params = [p for group in optimizer.param_groups for p in group["params"]]
     elements = sum(p.numel() for p in params)
     state_bytes = sum(tensor.nbytes for p in params for tensor in iter_tensors(optimizer.state[p]))

@@ -9,8 +9,35 @@ from torch import Tensor, nn
 from bench.workloads.digits import TERMS
 from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.optimizer import TermOptimizer
-from mtadam_fused.rules import MGDA, GradientNormalization, GradNorm, PCGrad, Rule
-from mtadam_fused.weighting import InitialLoss, KendallUncertainty, PriorLoss, RealTimeLoss, Uncertainty
+from mtadam_fused.rules import (
+    IMTLG,
+    MGDA,
+    PCD,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    FairGrad,
+    GradientNormalization,
+    GradNorm,
+    NashMTL,
+    PCGrad,
+    Rule,
+    UPGrad,
+)
+from mtadam_fused.weighting import (
+    DWA,
+    IMTLL,
+    STCH,
+    GeometricMean,
+    InitialLoss,
+    KendallUncertainty,
+    PriorLoss,
+    RandomWeighting,
+    RealTimeLoss,
+    ReLoBRaLo,
+    SoftAdapt,
+    Uncertainty,
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +80,17 @@ class Sum(nn.Module):
         return torch.stack(list(losses.values())).sum()
 
 
-class PositiveRealTimeLoss(RealTimeLoss):
-    """RealTimeLoss without the losses that are zero to rounding, which it refuses."""
+class Positive(nn.Module):
+    """A weighting without the losses that are zero to rounding, which it refuses."""
 
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+    def __init__(self, weighting: nn.Module) -> None:
+        super().__init__()
+        self.weighting = weighting
+
+    def forward(self, losses: dict[str, Tensor]) -> Tensor:
         """Return a scalar."""
         positive = {term: loss for term, loss in losses.items() if loss > 0}
-        return super().forward(positive) if positive else Sum()(losses)
+        return self.weighting(positive) if positive else Sum()(losses)
 
 
 Make = Callable[[Task], TermOptimizer | WeightedAdam]
@@ -81,6 +112,7 @@ class Strategy:
 
 KINDS = ["classification"] * len(TERMS)
 PAPER, DECADES = "U(0, 1000)", "10^U(-3, 3)"
+BATCHES = 16  # of an epoch
 
 
 def weighted(weighting: Callable[[Task], nn.Module]) -> Make:
@@ -100,20 +132,38 @@ MAKERS: dict[str, Make] = {
     "MTAdam": lambda t: MTAdam(t.parameters, t.lr),
     "BalancedAdam": lambda t: BalancedAdam(t.parameters, t.lr),
 }
-OTHERS: dict[str, Make] = {
+WEIGHTINGS: dict[str, Make] = {
     "PriorLoss": weighted(lambda t: PriorLoss(t.priors)),
-    "RealTimeLoss": weighted(lambda t: PositiveRealTimeLoss()),
+    "RealTimeLoss": weighted(lambda t: Positive(RealTimeLoss())),
     "Uncertainty": weighted(lambda t: Uncertainty(TERMS)),
     "KendallUncertainty": weighted(lambda t: KendallUncertainty(TERMS, KINDS)),
+    "IMTLL": weighted(lambda t: IMTLL(TERMS)),
+    "DWA": weighted(lambda t: Positive(DWA(batches=BATCHES))),
+    "SoftAdapt": weighted(lambda t: SoftAdapt()),
+    "ReLoBRaLo": weighted(lambda t: Positive(ReLoBRaLo(seed=t.seed))),
+    "GeometricMean": weighted(lambda t: Positive(GeometricMean())),
+    "RandomWeighting": weighted(lambda t: RandomWeighting(seed=t.seed)),
+    "STCH": weighted(lambda t: STCH()),
+}
+RULES: dict[str, Make] = {
     "GradientNormalization": combined(lambda t: GradientNormalization()),
     "GradNorm": combined(lambda t: GradNorm(parameters=t.last_layer)),
     "PCGrad": combined(lambda t: PCGrad(seed=t.seed)),
+    "PCGrad, last layer": combined(lambda t: PCGrad(seed=t.seed, parameters=t.last_layer)),
     "MGDA": combined(lambda t: MGDA()),
     'MGDA("loss+")': combined(lambda t: MGDA("loss+")),
+    "UPGrad": combined(lambda t: UPGrad()),
+    "ConFIG": combined(lambda t: ConFIG()),
+    "IMTLG": combined(lambda t: IMTLG()),
+    "AlignedMTL": combined(lambda t: AlignedMTL()),
+    "CAGrad": combined(lambda t: CAGrad()),
+    "NashMTL": combined(lambda t: NashMTL()),
+    "FairGrad": combined(lambda t: FairGrad()),
+    "PCD": combined(lambda t: PCD()),
 }
 
 ADAM_BALANCED = Strategy("Adam", "balanced sum", MAKERS["Adam"])
 METHODS = (ADAM_BALANCED, *(Strategy(name, weights, MAKERS[name]) for weights in (DECADES, PAPER) for name in MAKERS))
-STRATEGIES = (ADAM_BALANCED, *(Strategy(name, PAPER, make) for name, make in (MAKERS | OTHERS).items()))
+STRATEGIES = (ADAM_BALANCED, *(Strategy(name, PAPER, make) for name, make in (MAKERS | WEIGHTINGS | RULES).items()))
 ADAM = STRATEGIES[1]
 BY_NAME = {strategy.name: strategy for strategy in (*METHODS, *STRATEGIES)}

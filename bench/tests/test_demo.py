@@ -20,9 +20,10 @@ from bench.demo.data import (
     split,
 )
 from bench.demo.report import choose
-from bench.demo.strategies import ADAM, STRATEGIES, PositiveRealTimeLoss, Strategy
+from bench.demo.strategies import ADAM, RULES, STRATEGIES, Positive, Strategy
 from bench.demo.training import Run, Training
 from bench.workloads.digits import CLASSES, class_losses, make_network
+from mtadam_fused.weighting import RealTimeLoss
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,9 +59,8 @@ def test_quick_demo_of_all_strategies(tmp_path: Path) -> None:
         cost = results["costs"][strategy.name]
         memory = cost["passes"], cost["state_bytes"], cost["gradient_bytes"]
         # By the papers' formulas: two moments of 4 bytes, or MTAdam's 4K + 4; one gradient, or K.
-        per_term = {"MTAdam": (10, 44, 40)} | dict.fromkeys(
-            ["BalancedAdam", "GradientNormalization", "GradNorm", "PCGrad", "MGDA", 'MGDA("loss+")'], (10, 8, 40)
-        )
+        one_pass = {"GradNorm", "PCGrad, last layer"}
+        per_term = {"MTAdam": (10, 44, 40)} | dict.fromkeys({"BalancedAdam", *RULES} - one_pass, (10, 8, 40))
         assert memory == per_term.get(strategy.method, (1, 8, 4))
         assert cost["time"] > 0
     assert results["costs"]["Adam, U(0, 1000)"]["time"] == 1
@@ -112,7 +112,7 @@ def test_prior_losses_are_those_of_the_frequencies() -> None:
 @pytest.mark.parametrize(("losses", "gradients"), [([4.0, 0.0], [0.25, 0.0]), ([0.0, 0.0], [1.0, 1.0])])
 def test_real_time_loss_leaves_out_what_has_come_to_zero(losses: list[float], gradients: list[float]) -> None:
     leaves = torch.tensor(losses, requires_grad=True)
-    PositiveRealTimeLoss()(dict(enumerate(leaves))).backward()
+    Positive(RealTimeLoss())(dict(enumerate(leaves))).backward()
     assert leaves.grad is not None
     assert leaves.grad.tolist() == gradients
 
