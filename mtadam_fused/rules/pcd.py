@@ -26,6 +26,9 @@ class PCD(GramRule):
     the primary gradient alone is followed. A term whose gradient is zero is guaranteed nothing, and its running average
     stays as it is.
 
+    While the primary gradient serves a term well enough by itself, the term's weight is 0: then what only that term
+    reaches, such as its head, stands still.
+
     Up to eight terms nothing waits for the device. Of more, an active set on the host: one wait.
 
     Args:

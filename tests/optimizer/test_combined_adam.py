@@ -29,7 +29,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "GradNorm": lambda: GradNorm(lr=1e-3),
     "PCGrad": lambda: PCGrad(seed=3),
     "MGDA": lambda: MGDA("loss+"),
-    "PCD": lambda: PCD(tau=0.2, beta=0.5),
+    "PCD": lambda: PCD(tau=1.0, beta=0.5),
 }
 
 
