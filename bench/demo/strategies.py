@@ -143,7 +143,7 @@ WEIGHTINGS: dict[str, Make] = {
     "ReLoBRaLo": weighted(lambda t: Positive(ReLoBRaLo(seed=t.seed))),
     "GeometricMean": weighted(lambda t: Positive(GeometricMean())),
     "RandomWeighting": weighted(lambda t: RandomWeighting(seed=t.seed)),
-    "STCH": weighted(lambda t: STCH()),
+    "STCH": weighted(lambda t: STCH(mu=1.0)),
 }
 RULES: dict[str, Make] = {
     "GradientNormalization": combined(lambda t: GradientNormalization()),

@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[2]
 def test_python_blocks_run() -> None:
     in_processes = ("no_sync", "fully_shard")  # in the blocks that test_ddp.py and test_dtensor.py run
     blocks = [block for block in python_blocks() if not any(word in block for word in in_processes)]
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
     names: dict = {"torch": torch, "model": model, "loader": [make_batch()]}
-    names["scaler"] = torch.amp.GradScaler("cpu")
+    names |= {"scaler": torch.amp.GradScaler("cpu"), "last_layer": model}
     exec(blocks[0], names)
     assert not torch.equal(model.weight, before)
     exec(blocks[1], names)
