@@ -1,0 +1,66 @@
+"""A process of test_one_pass_ddp.py: rules that look at few gradients, over several processes."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mtadam_fused import CombinedAdam
+from mtadam_fused.rules import FixedWeights, GradNorm, PCGrad, Rule
+from mtadam_fused.weighting import RuleWeighting
+from tests.support.processes import save_and_exit
+from tests.support.shared_trunk import Trunk
+
+STEPS = 4
+
+
+class Recorder(Rule):
+    """Keep what the rule is given."""
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        self.gram = gram.clone()
+        return torch.ones_like(losses)
+
+
+def mean_of(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {term: torch.stack([losses[term] for losses in batches]).mean() for term in batches[0]}
+
+
+def train(name: str, passes: str, seeds: list[int], group: dist.ProcessGroup | None) -> list[Tensor]:
+    """Train on the mean losses of the batches of these seeds, and return the parameters."""
+    trunk = Trunk()
+    last = list(trunk.last.parameters())
+    rules = {"fixed": FixedWeights([1.0, 0.5, 2.0]), "GradNorm": GradNorm(parameters=last)}
+    rule = rules.get(name) or PCGrad(parameters=last)  # with a seed that each process draws for itself
+    optimizer = CombinedAdam(trunk.parameters(), rule, lr=1e-2, passes=passes, process_group=group)
+    for step in range(STEPS):
+        found = [trunk.losses(trunk.features(10 * step + seed)) for seed in seeds]
+        optimizer.backward(mean_of(found))
+        optimizer.step()
+    return [p.detach() for p in trunk.parameters()]
+
+
+def gram_seen(seeds: list[int], group: dist.ProcessGroup | None, *, features: bool) -> Tensor:
+    """Return the dot products that a rule is given of the mean losses of the batches of these seeds."""
+    trunk, rule = Trunk(), Recorder()
+    weighting = RuleWeighting(rule, trunk.last.parameters(), process_group=group)
+    read = [trunk.features(seed) for seed in seeds]
+    found = [trunk.losses(z) for z in read]
+    weighting(mean_of(found), features=read if features else None)
+    return rule.gram
+
+
+def main(folder: Path, rank: int, method: str) -> None:
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    group = dist.group.WORLD
+    results = {name: train(name, "auto", [rank], group) for name in ("fixed", "GradNorm", "PCGrad")}
+    results |= {f"{name} per term": train(name, "per_term", [rank], group) for name in ("fixed", "GradNorm")}
+    grams = {of: gram_seen([rank], group, features=of == "features") for of in ("features", "parameters")}
+    save_and_exit(folder, rank, {"trained": results, "grams": grams})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
