@@ -43,7 +43,7 @@ class MTAdam(TermOptimizer):
     With ``second_moments="shared"`` it has one ``exp_avg_sq``: 8 bytes.
 
     Args:
-        params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to ``norm_init``.
+        params: parameters, or dicts of parameter groups; a group can override everything from ``lr`` to ``norms``.
             They may be DTensors, as from FSDP2: then norms are of the full gradients, and the state is sharded too.
         lr: learning rate; a number, or a Tensor of one element.
         betas: decay of the first moment, of the second moments, and of the running norms, each in [0, 1).

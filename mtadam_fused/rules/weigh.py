@@ -61,11 +61,17 @@ def weigh(
     gram = torch.zeros(len(terms), len(terms), dtype=torch.float64, device=device)
     if rule.needs_gram and gram_of is not None:
         found = gram_of(losses, communicator).to(device)
-        for row, k in zip(found, positions, strict=True):
-            for value, j in zip(row, positions, strict=True):
-                gram[k, j] = value
+        gram = found if positions == list(range(len(terms))) else spread(found, positions, gram)
     with torch.no_grad():
         return ask(rule, gram, dict(zip(positions, losses.values(), strict=True)), communicator)
+
+
+def spread(found: Tensor, positions: Sequence[int], gram: Tensor) -> Tensor:
+    """Put the rows and columns of ``found`` at their positions in ``gram``, without an index that would be copied."""
+    for row, k in zip(found, positions, strict=True):
+        for value, j in zip(row, positions, strict=True):
+            gram[k, j] = value
+    return gram
 
 
 def weighted_sum(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -34,8 +34,8 @@ class RuleWeighting(Weighting):
     arXiv 1810.04650). A call makes a backward pass per term down to these tensors. The one backward pass of the total
     is yours, with any optimizer, clipping, GradScaler, DistributedDataParallel or gradient accumulation.
 
-    Rules that are not linear in a common factor, GradNorm and those that divide by norms, must see unscaled losses:
-    scale the total, ``scaler.scale(weighting(losses)).backward()``.
+    With a GradScaler, scale the total, ``scaler.scale(weighting(losses)).backward()``: GradNorm and the rules that
+    divide by norms must see unscaled losses.
 
     Weights are kept from call to call. In ``eval()`` mode, without gradients, and between refreshes the last ones are
     used, at first 1. A term that has none yet makes a call a refresh. The extra state of the module holds the weights,
