@@ -6,9 +6,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mtadam_fused import CombinedAdam
-from mtadam_fused.rules import FixedWeights, GradNorm, PCGrad, Rule
+from mtadam_fused.distributed.dtensor import full_tensor
+from mtadam_fused.rules import MGDA, FixedWeights, GradNorm, PCGrad, Rule
 from mtadam_fused.weighting import RuleWeighting
 from tests.support.processes import save_and_exit
 from tests.support.shared_trunk import Trunk
@@ -42,6 +45,21 @@ def train(name: str, passes: str, seeds: list[int], group: dist.ProcessGroup | N
     return [p.detach() for p in trunk.parameters()]
 
 
+def train_on_features(seeds: list[int], group: dist.ProcessGroup | None, *, sharded: bool) -> list[Tensor]:
+    """Train with a rule that looks at the features, on a trunk that FSDP2 may have sharded; return the parameters."""
+    trunk = Trunk()
+    for module in (trunk.first, trunk.last, *trunk.heads.values()) if sharded else ():
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    weighting = RuleWeighting(MGDA("l2"), process_group=group)
+    optimizer = torch.optim.Adam(trunk.parameters(), lr=1e-2)
+    for step in range(STEPS):
+        read = [trunk.features(10 * step + seed) for seed in seeds]
+        optimizer.zero_grad()
+        weighting(mean_of([trunk.losses(z) for z in read]), features=read).backward()
+        optimizer.step()
+    return [full_tensor(p.detach()) for p in trunk.parameters()]
+
+
 def gram_seen(seeds: list[int], group: dist.ProcessGroup | None, *, features: bool) -> Tensor:
     """Return the dot products that a rule is given of the mean losses of the batches of these seeds."""
     trunk, rule = Trunk(), Recorder()
@@ -58,6 +76,7 @@ def main(folder: Path, rank: int, method: str) -> None:
     group = dist.group.WORLD
     results = {name: train(name, "auto", [rank], group) for name in ("fixed", "GradNorm", "PCGrad")}
     results |= {f"{name} per term": train(name, "per_term", [rank], group) for name in ("fixed", "GradNorm")}
+    results["sharded"] = train_on_features([rank], group, sharded=True)
     grams = {of: gram_seen([rank], group, features=of == "features") for of in ("features", "parameters")}
     save_and_exit(folder, rank, {"trained": results, "grams": grams})
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.one_pass_worker import gram_seen, train
+from tests.distributed.one_pass_worker import gram_seen, train, train_on_features
 from tests.support.processes import run_all
 
 
@@ -25,6 +25,15 @@ def test_same_training_as_alone(results: list[dict[str, Any]], name: str) -> Non
             for p, q in zip(of_rank["trained"][kind], alone, strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
     half = train(name, "per_term", [0], None)
+    assert any((p - q).abs().max() > 1e-6 for p, q in zip(half, alone, strict=True))
+
+
+def test_features_of_a_sharded_network(results: list[dict[str, Any]]) -> None:
+    alone = train_on_features([0, 1], None, sharded=False)
+    for of_rank in results:
+        for p, q in zip(of_rank["trained"]["sharded"], alone, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+    half = train_on_features([0], None, sharded=False)
     assert any((p - q).abs().max() > 1e-6 for p, q in zip(half, alone, strict=True))
 
 
