@@ -136,7 +136,7 @@ class Experiment:
 
 EXPERIMENTS = {
     "mtadam": Experiment(Settings((3e-3, 1e-2, 3e-2, 1e-1)), compare_methods, "demo.json"),
-    "all": Experiment(Settings((1e-3, 3e-3, 1e-2, 3e-2, 1e-1)), compare_strategies, "strategies.json"),
+    "all": Experiment(Settings((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), seeds=3), compare_strategies, "strategies.json"),
 }
 
 
