@@ -33,7 +33,9 @@ class BalancedAdam(MTAdam):
         params: as of MTAdam.
         lr: learning rate, with its usual meaning for Adam.
         betas: decay of the first moment, of the second moment, and of the running norms, each in [0, 1).
-        eps, weight_decay: as of torch.optim.Adam.
+        eps: added to the denominator.
+        weight_decay: added to the sum as ``weight_decay * p``. The sum has a size of its own, whatever the losses' is:
+            with ``decoupled_weight_decay=True`` the decay has its usual meaning, that of AdamW.
         anchor, norms, second_moments: as of MTAdam.
         options: all else that MTAdam takes.
 
