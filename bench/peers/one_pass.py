@@ -134,5 +134,5 @@ def make_or_reason(maker: Callable[[str, Trunk], Contender], rule: str, trunk: T
     """Return the contender, or the reason to leave it out."""
     try:
         return maker(rule, trunk)
-    except LeftOutError as error:
+    except (LeftOutError, ImportError) as error:  # of what TorchJD's rule needs
         return str(error)
