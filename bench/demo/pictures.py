@@ -40,7 +40,7 @@ def draw_curves(runs: Runs, choices: list[Choice], path: Path) -> None:
         axes.tick_params(labelsize=11)
         axes.grid(color="#dddddd", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower right", fontsize=11, framealpha=1, edgecolor="white")
+        axes.legend(loc="best", fontsize=11, framealpha=0.9, edgecolor="white")
     all_axes[0].set_ylabel("test accuracy, %", fontsize=12)
     figure.savefig(path, dpi=150)
 
@@ -82,7 +82,7 @@ def draw_scales(scales: dict[str, list[float]], weights: list[float], path: Path
     for (row, column), value in np.ndenumerate(values):
         ink = "black" if norm(value) > 0.5 else "white"
         axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=10)
-    axes.set_xticks(range(len(weights)), [f"{c}\nw = {w:.3g}" for c, w in enumerate(weights)], fontsize=11)
+    axes.set_xticks(range(len(weights)), [f"{c}\nw = {w:.2g}" for c, w in enumerate(weights)], fontsize=11)
     axes.set_yticks(range(len(scales)), list(scales), fontsize=11)
     axes.set_xlabel("class, and weight w of its loss term", fontsize=12)
     axes.set_title("What BalancedAdam's last step multiplied each term's gradient by", fontsize=12)
