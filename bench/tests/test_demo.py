@@ -93,13 +93,19 @@ def train_last_layer(strategy: Strategy) -> Tensor:
     return training.network.get_submodule("linear").get_parameter("weight").detach()
 
 
+# DWA weights by epochs, and weights that are learned by an Adam of their own all begin to move by its lr.
+SAME_AT_FIRST = {("DWA", "Adam"), ("IMTLL", "KendallUncertainty")}
+
+
 def test_strategies_take_different_steps() -> None:
-    weights = [train_last_layer(strategy) for strategy in STRATEGIES]
-    assert torch.equal(weights[0], train_last_layer(STRATEGIES[0]))
-    for i, first in enumerate(weights):
-        assert first.isfinite().all()
-        for second in weights[:i]:
-            assert (first - second).abs().max() > 1e-5
+    weights = {strategy: train_last_layer(strategy) for strategy in STRATEGIES}
+    assert torch.equal(weights[ADAM], train_last_layer(ADAM))
+    for i, first in enumerate(STRATEGIES):
+        assert weights[first].isfinite().all()
+        for second in STRATEGIES[:i]:
+            is_same = bool((weights[first] - weights[second]).abs().max() <= 1e-5)
+            pair = (first.method, second.method)
+            assert is_same == (pair in SAME_AT_FIRST and second.weights == first.weights), (first.name, second.name)
 
 
 def test_prior_losses_are_those_of_the_frequencies() -> None:

@@ -205,7 +205,7 @@ def test_a_shared_second_moment_is_adam_on_the_balanced_sum(decoupled: bool, bac
     ours, theirs = start(), start()
     adam = make_adam(theirs, decoupled, **options)
     optimizer = BalancedAdam(ours, **options, decoupled_weight_decay=decoupled, backend=backend)
-    assert (optimizer.defaults["anchor"], optimizer.defaults["norms"]) == ("none", "corrected")
+    assert (optimizer.defaults["anchor"], optimizer.defaults["norms"]) == ("none", "decaying_peak")
     for t in range(fewer(STEPS, backend)):
         grads = {name: torch.autograd.grad(loss, ours, allow_unused=True) for name, loss in losses(ours, t).items()}
         for name, of_term in grads.items():
