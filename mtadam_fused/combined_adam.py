@@ -231,11 +231,14 @@ class CombinedAdam(TermOptimizer):
 
     def _gram(self, steps: Sequence[StepArgs]) -> Tensor:
         """Return the [K, K] dot products of the gradients over the parameters that the rule looks at."""
-        probed = [
-            args if all(rows) else replace(args, grads=[list(map(if_true, rows, of_term)) for of_term in args.grads])
-            for args, rows in zip(steps, self._probed_rows(steps), strict=True)
-            if self.rule.needs_gram and any(rows)
-        ]
+        probed = []
+        if self.rule.needs_gram:
+            for args, rows in zip(steps, self._probed_rows(steps), strict=True):
+                if not all(rows):
+                    grads = [[g if keep else None for g, keep in zip(of, rows, strict=True)] for of in args.grads]
+                    args = replace(args, grads=grads)
+                if any(rows):
+                    probed.append(args)
         return sum_gram(probed, self._backends, len(self.terms), steps[0].table.device)
 
     def _probed_rows(self, steps: Sequence[StepArgs]) -> list[list[bool]]:
@@ -281,8 +284,3 @@ class CombinedAdam(TermOptimizer):
             self.rule.load_state_dict(saved)
         for group in self.param_groups:
             group["rule"] = self.rule
-
-
-def if_true(keep: bool, value: Tensor | None) -> Tensor | None:
-    """Return ``value``, or None."""
-    return value if keep else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.demo.data import Images
+from bench.demo.data import Images, endless_batches
 from bench.demo.strategies import ADAM, BY_NAME
 from bench.demo.training import Training
 from bench.harness.measure import iter_tensors
@@ -34,15 +34,12 @@ def measure_costs(images: Images, rates: dict[str, float], rounds: int) -> dict[
     A strategy's time is the median over the rounds, but for a first one, of its turn's time over ADAM's in that round.
     """
     trainings = {name: Training(images, BY_NAME[name], lr, seed=0) for name, lr in rates.items()}
-    turns = {name: (training, endless_batches(training)) for name, training in trainings.items()}
+    turns = {
+        name: (training, endless_batches(training.training, training.generator)) for name, training in trainings.items()
+    }
     seconds = [{name: time_turn(*turn) for name, turn in turns.items()} for _ in range(rounds + 1)][1:]
     times = {name: statistics.median(turn[name] / turn[ADAM.name] for turn in seconds) for name in rates}
     return {name: make_cost(training.optimizer, times[name]) for name, training in trainings.items()}
-
-
-def endless_batches(training: Training) -> Iterator[torch.Tensor]:
-    """Yield the batches of epoch after epoch."""
-    return itertools.chain.from_iterable(training.epoch() for _ in itertools.count())
 
 
 def time_turn(training: Training, batches: Iterator[torch.Tensor]) -> float:

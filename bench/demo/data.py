@@ -1,6 +1,7 @@
 """The data that the demo trains on: images, their split, and bad weights of the loss terms."""
 
 import importlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -83,3 +84,8 @@ def batches(positions: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Return the positions in random order, in full batches. The rest waits for another epoch."""
     shuffled = positions[torch.randperm(len(positions), generator=generator)]
     return (batch for batch in shuffled.split(BATCH) if len(batch) == BATCH)
+
+
+def endless_batches(positions: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Return the batches of epoch after epoch."""
+    return itertools.chain.from_iterable(batches(positions, generator) for _ in itertools.count())

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.demo.data import WEIGHTS, load_images, split
+from bench.demo.data import WEIGHTS, endless_batches, load_images, split
 from bench.demo.strategies import DECADES, PAPER
-from bench.quality.batches import endless
 from bench.quality.problem import Losses, Problem, Training, Weighting
 from bench.workloads.digits import CLASSES, TERMS, class_losses, make_network
 
@@ -25,7 +24,7 @@ def start(seed: int) -> Training:
     images = load_images()
     training, validation, test = split(images.labels, seed)
     network = make_network(images.pixels.shape[-1], seed)
-    stream = endless(training, seed)
+    stream = endless_batches(training, torch.Generator().manual_seed(seed))
 
     def losses() -> Losses:
         batch = next(stream)

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.demo.data import load_images, split
-from bench.quality.batches import endless
+from bench.demo.data import endless_batches, load_images, split
 from bench.quality.problem import EQUAL, Losses, Problem, Training, Weighting, factors
 from bench.workloads.digits import CLASSES
 
@@ -31,7 +30,7 @@ def start(seed: int) -> Training:
     torch.manual_seed(seed)
     trunk = [nn.Linear(pixels.shape[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
     network = nn.Sequential(*trunk, nn.Linear(WIDTH, CLASSES + 1))
-    stream = endless(training, seed)
+    stream = endless_batches(training, torch.Generator().manual_seed(seed))
 
     def predict(positions: Tensor) -> tuple[Tensor, Tensor]:
         out = network(pixels[positions])

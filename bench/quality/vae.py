@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.demo.data import load_images, split
-from bench.quality.batches import endless
+from bench.demo.data import endless_batches, load_images, split
 from bench.quality.problem import EQUAL, Losses, Problem, Training, Weighting, factors
 
 WIDTH, LATENT = 128, 8
@@ -42,7 +41,10 @@ def start(seed: int) -> Training:
     training, validation, test = split(images.labels, seed)
     torch.manual_seed(seed)
     network = VAE(pixels.shape[1])
-    stream, generator = endless(training, seed), torch.Generator().manual_seed(seed)
+    stream, generator = (
+        endless_batches(training, torch.Generator().manual_seed(seed)),
+        torch.Generator().manual_seed(seed),
+    )
 
     def losses() -> Losses:
         batch = pixels[next(stream)]

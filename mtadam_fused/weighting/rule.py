@@ -117,9 +117,9 @@ class RuleWeighting(Weighting):
                 )
             terms = tuple(dict.fromkeys((*self._weights, *losses)))
             with explain_donated_buffers():
-                weights = weigh(self.rule, losses, terms, gram_of, self._communicator).detach()
+                weights = weigh(self.rule, losses, terms, gram_of, self._communicator).detach().clone()
             found = dict(zip(terms, weights.unbind(), strict=True))
-            self._weights |= {term: found[term].clone() for term in losses}
+            self._weights |= {term: found[term] for term in losses}
             self._refreshed = tuple(losses)
         self._calls += 1
 

@@ -3,33 +3,10 @@
 import pytest
 import torch
 
-from mtadam_fused.rules import (
-    IMTLG,
-    MGDA,
-    PCD,
-    AlignedMTL,
-    CAGrad,
-    ConFIG,
-    FairGrad,
-    FixedWeights,
-    GradientNormalization,
-    GradNorm,
-    NashMTL,
-    PCGrad,
-    Rule,
-    UPGrad,
-)
+from mtadam_fused.rules import IMTLG, MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+from tests.support.rules import ON_GRAM
 
-ON_GRAM = [
-    UPGrad(),
-    ConFIG(),
-    IMTLG(normalized=True),
-    AlignedMTL(),
-    CAGrad(),
-    FairGrad(),
-    NashMTL(),
-    PCD(),
-]
+RULES_ON_GRAM = [IMTLG(normalized=True), *(make() for make in ON_GRAM.values())]
 
 RULES = [
     FixedWeights(),
@@ -42,7 +19,7 @@ RULES = [
     GradientNormalization(1.0),
     GradientNormalization(anchor=0, ema=0.9, every=2, clamp=(0, 10)),
     GradientNormalization(anchor="mean"),
-    *ON_GRAM,
+    *RULES_ON_GRAM,
 ]
 
 
@@ -60,7 +37,7 @@ def test_up_to_eight_terms_nothing_is_read(rule: Rule, terms: int) -> None:
         assert (weights.shape, weights.device.type) == ((terms,), "meta")
 
 
-@pytest.mark.parametrize("rule", [MGDA(), *ON_GRAM], ids=repr)
+@pytest.mark.parametrize("rule", [MGDA(), *RULES_ON_GRAM], ids=repr)
 def test_a_read_is_seen(rule: Rule) -> None:
     with pytest.raises(NotImplementedError, match="meta"):
         weigh(rule, 9)  # of more than eight terms, solved on the host

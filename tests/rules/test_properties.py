@@ -8,12 +8,9 @@ import torch
 from torch import nn
 
 from mtadam_fused.rules import (
-    IMTLG,
     MGDA,
     PCD,
-    AlignedMTL,
     CAGrad,
-    ConFIG,
     FairGrad,
     GradientNormalization,
     GradNorm,
@@ -35,17 +32,8 @@ from tests.rules.gradients import (
     units_of,
     weigh,
 )
+from tests.support.rules import ON_GRAM
 
-ON_GRAM: dict[str, Callable[..., Rule]] = {
-    "UPGrad": UPGrad,
-    "ConFIG": ConFIG,
-    "IMTLG": IMTLG,
-    "AlignedMTL": AlignedMTL,
-    "CAGrad": CAGrad,
-    "FairGrad": FairGrad,
-    "NashMTL": NashMTL,
-    "PCD": PCD,
-}
 NORMALIZED = [name for name in ON_GRAM if name not in ("NashMTL", "PCD")]
 every_rule = pytest.mark.parametrize("name", ON_GRAM)
 

@@ -10,22 +10,8 @@ from torch import Tensor, nn
 from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
-from mtadam_fused.rules import (
-    IMTLG,
-    MGDA,
-    PCD,
-    AlignedMTL,
-    CAGrad,
-    ConFIG,
-    FairGrad,
-    FixedWeights,
-    GradientNormalization,
-    GradNorm,
-    NashMTL,
-    PCGrad,
-    Rule,
-    UPGrad,
-)
+from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
+from tests.support.rules import ON_GRAM
 
 RULES: dict[str, Callable[[], Rule]] = {
     "fixed": FixedWeights,
@@ -34,14 +20,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "PCGrad": lambda: PCGrad(seed=0),
     "GradNorm": GradNorm,
     "anchored": lambda: GradientNormalization(anchor="mean", ema=0.9, every=2),
-    "UPGrad": UPGrad,
-    "ConFIG": ConFIG,
-    "IMTLG": IMTLG,
-    "AlignedMTL": AlignedMTL,
-    "CAGrad": CAGrad,
-    "FairGrad": FairGrad,
-    "NashMTL": NashMTL,
-    "PCD": PCD,
+    **ON_GRAM,
 }
 OPTIMIZERS = ("MTAdam", "BalancedAdam", *RULES)
 
