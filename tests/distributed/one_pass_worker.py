@@ -36,7 +36,7 @@ def train(name: str, passes: str, seeds: list[int], group: dist.ProcessGroup | N
     trunk = Trunk()
     last = list(trunk.last.parameters())
     rules = {"fixed": FixedWeights([1.0, 0.5, 2.0]), "GradNorm": GradNorm(parameters=last)}
-    rule = rules.get(name) or PCGrad(parameters=last)  # with a seed that each process draws for itself
+    rule = rules.get(name) or PCGrad(seed=seeds[0], parameters=last)  # another seed in each process
     optimizer = CombinedAdam(trunk.parameters(), rule, lr=1e-2, passes=passes, process_group=group)
     for step in range(STEPS):
         found = [trunk.losses(trunk.features(10 * step + seed)) for seed in seeds]

@@ -158,6 +158,15 @@ def test_every() -> None:
     assert same == [True, True, False, True, True, False]
 
 
+def test_weights_do_not_follow_a_rule_that_changes_its_own() -> None:
+    trunk, rule = Trunk(), FixedWeights([1.0, 1.0, 1.0])
+    weighting = RuleWeighting(rule, every=2)
+    losses = trunk.losses(trunk.features(0))
+    first = weighting(losses)
+    rule(torch.empty(3, 3), torch.empty(3, dtype=torch.float64)).mul_(5.0)  # in place, as a rule changes its state
+    assert torch.equal(weighting(losses), first)
+
+
 def test_a_new_term_refreshes() -> None:
     trunk, rule = Trunk(), Recorder()
     weighting = RuleWeighting(rule, trunk.last.weight, every=100)
