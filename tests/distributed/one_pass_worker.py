@@ -1,6 +1,7 @@
 """A process of test_one_pass_ddp.py: rules that look at few gradients, over several processes."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ class Recorder(Rule):
 class Drawn(Rule):
     """Draw weights, others in each process."""
 
-    def __init__(self, seed: int, parameters: list[Tensor]) -> None:
+    def __init__(self, seed: int, parameters: Sequence[Tensor]) -> None:
         super().__init__(parameters=parameters)
         self._generator = torch.Generator().manual_seed(seed)
 
