@@ -1,6 +1,5 @@
 """A warning when what the terms are balanced against has faded."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +12,7 @@ from . import reference
 from .backends.device import is_capturing
 from .tables.param_table import ParamTable
 from .tables.step_args import StepArgs
+from .warn import warn_user
 
 EVERY = 64  # steps between two looks; the first looks are at steps 1, 2, 4, 8, ...
 FADED = 1e-3  # of the peak
@@ -55,7 +55,7 @@ class AnchorWatch:
                 self._look_at(args)
         if any(bool(anchors.has_faded) for anchors in self._anchors.values()):
             self._has_warned = True
-            warnings.warn(WARNING, stacklevel=8)  # the caller of step()
+            warn_user(WARNING)
 
     def _look_at(self, args: StepArgs) -> None:
         table = args.table

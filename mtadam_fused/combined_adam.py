@@ -1,6 +1,6 @@
 """The CombinedAdam optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
+from .gradients.clipping import check_norms, clip_factors
 from .gradients.collector import check_inputs
-from .hyperparameters import Hyperparameters, Term
+from .hyperparameters import Hyperparameters, Term, check_not_negative
 from .optimizer import TermOptimizer
 from .rules import Rule
 from .rules.probe import ParameterProbe, sum_gram
@@ -75,6 +76,7 @@ class CombinedAdam(TermOptimizer):
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
             alone. Gradients of parameters that are sharded over these processes are left to what has sharded them.
             None: gradients are not averaged; losses are, if parameters are sharded.
+        terms: names of the loss terms, in their order; others are then an error. Default: the order in which they come.
 
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend or ``passes``, or a rule about parameters that
@@ -86,6 +88,7 @@ class CombinedAdam(TermOptimizer):
 
     hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
 
+    @torch._disable_dynamo  # a graph break in torch's __init__ would lose the attributes set before it
     def __init__(
         self,
         params: Any,
@@ -103,6 +106,7 @@ class CombinedAdam(TermOptimizer):
         check_finite: bool = False,
         backend: str | Backend = "auto",
         process_group: "ProcessGroup | None" = None,
+        terms: Iterable[Term] | None = None,
     ) -> None:
         if not isinstance(rule, Rule):
             raise TypeError(f"rule is {rule!r}; it must be an object of mtadam_fused.rules, such as PCGrad()")
@@ -125,6 +129,7 @@ class CombinedAdam(TermOptimizer):
             params,
             defaults,
             state_layout=StateLayout(has_norms=False, per_term=False),
+            terms=terms,
             keep_combined_grad=keep_combined_grad,
             check_finite=check_finite,
             backend=backend,
@@ -167,7 +172,8 @@ class CombinedAdam(TermOptimizer):
     def _differentiate(
         self, losses: Mapping[Term, Tensor], terms: list[Term], retain_graph: bool, inputs: Sequence[Tensor] | None
     ) -> None:
-        waits_apart = bool(self._collector) and self._collector.weights is None
+        waits_apart = bool(self._collector) and not self._collector.is_sum
+        self._check_more()
         if not self.takes_one_pass or waits_apart or (inputs is not None and self.rule.needs_gram):
             self._refuse_weighted("passes of single terms")
             return super()._differentiate(losses, terms, retain_graph, inputs)
@@ -176,11 +182,15 @@ class CombinedAdam(TermOptimizer):
         if self._probe is None and self.rule.parameters is not None:
             self._probe = ParameterProbe(self.rule.parameters, self.backend)
         weights = weigh(self.rule, losses, terms, self._probe, self._communicator)
-        self._collector.weights = weights
+        self._collector.weights, self._collector.is_sum = weights, True
         total = weighted_sum([(weights[terms.index(term)], loss) for term, loss in losses.items()])
         torch.autograd.backward(total, retain_graph=retain_graph, inputs=inputs)
         check_inputs(inputs or ())
         self._collector.take(0, tuple(losses), self._params(), None)
+
+    @property
+    def _is_averaged(self) -> bool:
+        return self._collector.is_sum
 
     @property
     def _looks_at_batch(self) -> bool:
@@ -189,7 +199,7 @@ class CombinedAdam(TermOptimizer):
 
     def _refuse_weighted(self, what: str) -> None:
         """Raise RuntimeError if the gradients that wait are a weighted sum already."""
-        if self._collector.weights is not None:
+        if self._collector.is_sum:
             raise RuntimeError(
                 f"{self.rule!r} has weighted the gradients of the last backward(), and they cannot be combined with "
                 f"{what}; call step() or zero_grad() first, or make the optimizer with passes='per_term'"
@@ -200,8 +210,20 @@ class CombinedAdam(TermOptimizer):
     def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
         self.rule.check_terms(terms, allow_more=allow_more)
 
+    def _check_more(self) -> None:
+        if self._collector.clip_factor is not None:
+            raise RuntimeError(
+                f"clip_grad_norm_() has clipped the gradients as {self.rule!r} combines them, so no more can be added; "
+                "call it after the last backward(), or call step() or zero_grad() first"
+            )
+
     def _check_term_block(self) -> None:
+        self._check_more()
         self._refuse_weighted("those of a term() block")
+
+    @property
+    def _needs_losses(self) -> bool:
+        return self.rule.needs_losses
 
     def _check_unscale(self) -> None:
         if self._looks_at_batch:
@@ -209,7 +231,7 @@ class CombinedAdam(TermOptimizer):
 
     def _check_step(self, grads: TermGradients) -> None:
         self.rule.check_terms(self.terms, allow_more=False)
-        if self._collector.weights is not None:
+        if self._collector.is_sum:
             return
         for k, (term, row) in enumerate(zip(self.terms, grads, strict=True)):
             if self.rule.needs_losses and k not in self._collector.losses and any(g is not None for g in row):
@@ -218,16 +240,63 @@ class CombinedAdam(TermOptimizer):
                     "`with optimizer.term(name, loss):`, or use optimizer.backward(losses)"
                 )
 
-    def _update(self, steps: Sequence[StepArgs]) -> None:
-        weights = self._collector.weights
-        if weights is None:
-            weights = scales = ask(self.rule, self._gram(steps), self._collector.losses, self._communicator)
-        else:
-            scales = torch.ones_like(weights)  # what waits is weighted already
-        self._weights = weights
+    def _ask(self, steps: Sequence[StepArgs]) -> None:
+        if self._collector.weights is None:
+            self._collector.weights = self._ask_rule(steps)
+        self._weights = self._collector.weights
+        scales = self._scales(self._weights)
         for args in steps:
             args.table.scales.copy_(scales.expand_as(args.table.scales), non_blocking=True)
+
+    def _update(self, steps: Sequence[StepArgs]) -> None:
+        for args in steps:
             self._backends[args.table.device].combined_adam(args)
+
+    def _ask_rule(self, steps: Sequence[StepArgs]) -> Tensor:
+        return ask(self.rule, self._gram(steps), self._collector.losses, self._communicator)
+
+    def _scales(self, weights: Tensor) -> Tensor:
+        """Return ``[K]``: what the gradients that wait are multiplied by, given the rule's ``weights``."""
+        scales = torch.ones_like(weights) if self._collector.is_sum else weights
+        factor = self._collector.clip_factor
+        return scales if factor is None else scales * factor.to(scales.device)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float, *, error_if_nonfinite: bool = False) -> Tensor:
+        """Clip the combined gradient, which the next step is made with, to a total norm of ``max_norm``.
+
+        Call it after the last :meth:`backward` of a step, and after ``scaler.unscale_(optimizer.scaled)``. It asks the
+        rule for its weights, which :meth:`step` then uses; the gradients that wait are not changed. The norm comes from
+        the terms' dot products, over all parameters and, where they are sharded, over all processes.
+
+        Args:
+            max_norm: the largest norm.
+            error_if_nonfinite: raise if the norm is infinite or NaN, at the cost of waiting for the device.
+
+        Returns:
+            The norm before clipping, a float64 scalar.
+
+        Raises:
+            ValueError: a ``max_norm`` that is not a finite number of at least 0.
+            RuntimeError: a norm that is not finite; what :meth:`step` raises. Nothing has changed.
+        """
+        check_not_negative("max_norm", max_norm)
+        collector = self._collector
+        if not collector:
+            return torch.zeros((), dtype=torch.float64)
+        steps = self._prepare_steps()
+        if collector.weights is None:
+            collector.weights = self._ask_rule(steps)
+        gram = sum_gram(steps, self._backends, len(self.terms), steps[0].table.device)
+        # Weights of absent terms may be anything.
+        scales = self._scales(collector.weights.to(gram)).where(gram.diagonal() != 0, 0.0)
+        norm = (scales @ gram @ scales).clamp(min=0.0).sqrt()
+        if error_if_nonfinite:
+            check_norms(norm, "the combined gradient")
+        factor = clip_factors(norm, max_norm)
+        collector.clip_factor = factor if collector.clip_factor is None else collector.clip_factor * factor
+        return norm
 
     def _gram(self, steps: Sequence[StepArgs]) -> Tensor:
         """Return the [K, K] dot products of the gradients over the parameters that the rule looks at."""
@@ -261,17 +330,14 @@ class CombinedAdam(TermOptimizer):
             group["rule"] = self.rule.state_dict()
         return saved
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        for group in state_dict["param_groups"]:
+    def _check_loaded(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        for group in groups:
             saved, own = group.get("rule"), self.rule.state_dict()
             if saved is not None and saved.keys() != own.keys():
                 raise ValueError(
                     f"the saved state of the rule has {list(saved)}, that of {self.rule!r} has {list(own)}; load it "
                     "into an optimizer with the same rule"
                 )
-        super().load_state_dict(state_dict)
-
-    load_state_dict.__doc__ = TermOptimizer.load_state_dict.__doc__
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("rule", "passes", "_weights")

@@ -1,7 +1,7 @@
 """The MTAdam optimizer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,7 +9,16 @@ from torch import Tensor
 
 from .anchor_watch import AnchorWatch
 from .backends import Backend
-from .hyperparameters import Hyperparameters, MTAdamHyperparameters, Term, TermWeights, anchor_code, weights_of
+from .gradients.clipping import check_norms, clip_factors
+from .hyperparameters import (
+    Hyperparameters,
+    MTAdamHyperparameters,
+    Term,
+    TermWeights,
+    anchor_code,
+    check_not_negative,
+    weights_of,
+)
 from .optimizer import TermOptimizer
 from .tables.layout import StateLayout, TermGradients
 from .tables.step_args import StepArgs
@@ -83,11 +92,12 @@ class MTAdam(TermOptimizer):
             backward passes in its ``no_sync()``. A loss may then be infinite or NaN: no process must leave one out
             alone. Gradients of parameters that are sharded over these processes are left to what has sharded them.
             None: gradients are not averaged; losses are, if parameters are sharded.
+        terms: names of the loss terms, in their order; others are then an error. Default: the order in which they come.
 
     A warning says, once, that the anchor's running norm has fallen below 1e-3 of its peak.
 
     Raises:
-        ValueError: a hyper-parameter out of its range, or no such backend.
+        ValueError: a hyper-parameter out of its range, no such backend, or ``terms`` that it does not fit.
         TypeError: parameters that are not dense and real, or a ``process_group`` that this process is not in.
         RuntimeError: the backend asked for cannot serve the parameters here.
     """
@@ -114,6 +124,7 @@ class MTAdam(TermOptimizer):
         check_finite: bool = False,
         backend: str | Backend = "auto",
         process_group: "ProcessGroup | None" = None,
+        terms: Iterable[Term] | None = None,
     ) -> None:
         if second_moments not in SECOND_MOMENTS:
             raise ValueError(f"second_moments is {second_moments!r}; it must be one of {', '.join(SECOND_MOMENTS)}")
@@ -134,6 +145,7 @@ class MTAdam(TermOptimizer):
             params,
             defaults,
             state_layout=StateLayout(has_norms=True, per_term=second_moments == "per_term"),
+            terms=terms,
             keep_combined_grad=keep_combined_grad,
             check_finite=check_finite,
             backend=backend,
@@ -161,6 +173,42 @@ class MTAdam(TermOptimizer):
             else:
                 kernels.mtadam_step(args)
         self._anchor_watch.look(steps)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float, *, error_if_nonfinite: bool = False) -> dict[Term, Tensor]:
+        """Clip the gradient of each term to a total norm of ``max_norm``, in place, before it is balanced.
+
+        Call it after the last :meth:`backward` of a step, and after ``scaler.unscale_(optimizer.scaled)``. The norms
+        are over all parameters and, where they are sharded, over all processes. The balance divides by running norms:
+        so clipping bounds what one batch can do, not the size of a step.
+
+        Args:
+            max_norm: the largest norm.
+            error_if_nonfinite: raise if a norm is infinite or NaN, at the cost of waiting for the device.
+
+        Returns:
+            For each term its norm before clipping, a float64 scalar; 0 where the term has no gradient.
+
+        Raises:
+            ValueError: a ``max_norm`` that is not a finite number of at least 0.
+            RuntimeError: a norm that is not finite; what :meth:`step` raises. Nothing has changed.
+        """
+        check_not_negative("max_norm", max_norm)
+        if not self._collector:
+            return {term: torch.zeros((), dtype=torch.float64) for term in self.terms}
+        steps = self._prepare_steps()
+        device = steps[0].table.device
+        squares = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
+        for args in steps:
+            self._backends[args.table.device].term_norms(args)
+            squares += args.table.sum_over_rows(args.where_present(args.table.norms.double().square())).to(device)
+        norms = squares.sqrt()
+        if error_if_nonfinite:
+            check_norms(norms, f"the gradients of the terms {list(self.terms)}")
+        for k, factor in enumerate(clip_factors(norms, max_norm)):
+            self._collector.scale_(k, factor)
+        return dict(zip(self.terms, norms, strict=True))
 
     # -- telemetry -----------------------------------------------------------------------------------------------------
 

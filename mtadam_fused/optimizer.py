@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain, compress
+from itertools import compress
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +15,30 @@ from .distributed.communicator import Communicator
 from .distributed.dtensor import dtensor_like
 from .gradients.collector import GradientCollector, check_inputs
 from .gradients.compiled import explain_donated_buffers
-from .gradients.grad_scaler import GradScalerView
-from .gradients.losses import Losses, check_loss, check_term, named_losses
+from .gradients.grad_scaler import GradScalerView, refuse_grad_scaler
+from .gradients.losses import Losses, check_loss, named_losses, sum_losses
+from .gradients.terms import add_terms, check_terms, find_term
 from .hyperparameters import Hyperparameters, Term
 from .tables.cache import ParamTableCache
-from .tables.checkpoint import OpaqueState, check_saved, count_terms, rename_old, restore
+from .tables.checkpoint import asks_for_state, read_state_dict
 from .tables.layout import StateLayout, TermGradients
-from .tables.param_table import ParamTable, check_param
+from .tables.param_table import check_param
 from .tables.step_args import StepArgs
+from .warn import warn_user
+
+IGNORED_GRADIENTS = (
+    "step() ignores gradients in p.grad, which something other than optimizer.backward() has left there since. Give "
+    "that loss to optimizer.backward({...}) as a term; or, if it trains other parameters, keep it from these ones "
+    "(detach(), or backward(inputs=...))."
+)
+IGNORED_PROCESSES = (
+    "the optimizer averages no gradients over them: replicas drift apart. Make it with "
+    "process_group=torch.distributed.group.WORLD, and under DistributedDataParallel run forward and backward passes in "
+    "its no_sync(). Lightning and Accelerate need it too."
+)
+SETTLED = 10  # steps, after which a new term is unexpected
+SAMPLE = 8  # parameters, or a few more, that each step looks at for gradients of other origin
+OWN_ATTRIBUTES = ("keep_combined_grad", "check_finite", "backend", "_communicator", "_state_layout", "_has_fixed_terms")
 
 
 class TermOptimizer(Optimizer):
@@ -33,13 +49,16 @@ class TermOptimizer(Optimizer):
     """
 
     hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
+    _step_supports_amp_scaling = True  # so that GradScaler calls step(), which says what to call instead
 
+    @torch._disable_dynamo  # a graph break in torch's __init__ would lose the attributes set before it
     def __init__(
         self,
         params: Any,
         defaults: dict[str, Any],
         *,
         state_layout: StateLayout,
+        terms: Iterable[Term] | None,
         keep_combined_grad: bool,
         check_finite: bool,
         backend: str | Backend,
@@ -49,15 +68,26 @@ class TermOptimizer(Optimizer):
         self.check_finite = check_finite
         self.backend = backend
         self._state_layout = state_layout
+        self._has_fixed_terms = terms is not None
         self._communicator = Communicator(process_group)
         self.hyperparameters.from_group(defaults)
+        names = check_terms(terms or ())
         super().__init__(params, defaults)
+        if self._has_fixed_terms:
+            self._set_terms(names)
+            self._check_terms(names, allow_more=False)
         self._reset()
+
+    _collector: GradientCollector
 
     def _reset(self) -> None:
         """Forget the waiting gradients and everything derived from groups and state."""
         self._communicator.set_params(self._params())
-        self._collector = GradientCollector(self._communicator)
+        if not hasattr(self, "_collector"):
+            self._collector = GradientCollector(self._communicator)
+        self._collector.clear()  # which still knows what the last step has left in p.grad
+        self._steps_made = SETTLED if self.terms else 0  # since when the terms are known
+        self._warnings: set[str] = set()
         self._table_cache = ParamTableCache(self._state_layout)
         self._validated: list[Hyperparameters] = []
         self._backends: dict[torch.device, Backend] = {}
@@ -72,7 +102,7 @@ class TermOptimizer(Optimizer):
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """Names of the loss terms in the order in which they were first seen, or positions for losses in a list."""
+        """Names of the loss terms, as fixed or in the order in which they were first seen; positions for a list."""
         return self.param_groups[0]["terms"]
 
     def _set_terms(self, terms: Iterable[Term]) -> None:
@@ -81,6 +111,10 @@ class TermOptimizer(Optimizer):
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
+
+    def _param_names(self) -> list[str]:
+        """Return the names of all parameters, or nothing where the optimizer was not made from named ones."""
+        return [name for group in self.param_groups for name in group.get("param_names", ())]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group. Its entries override the defaults, as in torch.optim.
@@ -104,27 +138,23 @@ class TermOptimizer(Optimizer):
         self._communicator.set_params(self._params())
         self._set_terms(self.terms if len(self.param_groups) > 1 else self.param_groups[0].get("terms", ()))
 
-    def _find_term(self, term: Term) -> Term:
-        """Return the name of a term that :meth:`term` was given by name or by position."""
-        if not isinstance(term, int) or term in self.terms:
-            return term
-        by_position = all(isinstance(name, int) for name in self.terms)
-        if 0 <= term < len(self.terms):
-            return self.terms[term]
-        if by_position and term == len(self.terms):
-            return term
-        raise ValueError(
-            f"unknown term {term!r}: the terms so far are {list(self.terms)}"
-            + (f"; the next new position is {len(self.terms)}" if by_position else "; new terms need names")
-        )
-
     def _with_terms(self, names: Iterable[Term], *, allow_more: bool) -> list[Term]:
         """Return the terms with the new ones among ``names`` appended, if the optimizer can take them."""
-        terms = list(dict.fromkeys(chain(self.terms, names)))
-        for term in terms[len(self.terms) :]:
-            check_term(term)
+        terms = add_terms(self.terms, names, fixed=self._has_fixed_terms)
         self._check_terms(terms, allow_more=allow_more)
+        if len(terms) > len(self.terms) > 0 and self._steps_made >= SETTLED:
+            self._warn_once(
+                "new term",
+                f"{terms[-1]!r} is a new term, and the terms so far are {list(self.terms)}. If it is a misspelled one, "
+                "it will be balanced as a term of its own. Give all names as terms= when you make the optimizer.",
+            )
         return terms
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        """Warn, if this optimizer has not warned of this kind."""
+        if kind not in self._warnings:
+            self._warnings.add(kind)
+            warn_user(message)
 
     def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
         """Raise ValueError for terms that the optimizer has no weights for.
@@ -136,6 +166,11 @@ class TermOptimizer(Optimizer):
     def _check_term_block(self) -> None:
         """Raise RuntimeError for gradients that wait, and that a :meth:`term` block cannot be added to."""
 
+    @property
+    def _needs_losses(self) -> bool:
+        """Whether the step looks at the losses."""
+        return False
+
     def _check_unscale(self) -> None:
         """Raise RuntimeError for gradients that wait, and that a GradScaler cannot unscale."""
 
@@ -144,7 +179,7 @@ class TermOptimizer(Optimizer):
     @torch._disable_dynamo
     def backward(
         self, losses: Losses, *, retain_graph: bool = False, inputs: Tensor | Iterable[Tensor] | None = None
-    ) -> None:
+    ) -> Tensor:
         """Differentiate each loss term separately, with one backward pass per term.
 
         Afterwards the gradients wait in the optimizer for :meth:`step`, and ``p.grad`` is None. Another call before
@@ -154,7 +189,11 @@ class TermOptimizer(Optimizer):
             losses: scalar losses, as a mapping from the terms' names or as a sequence. A term that is left out of a
                 mapping is absent from the step: its running norms and second moments stay as they are.
             retain_graph: keep the graph after the last term too.
-            inputs: differentiate with respect to these tensors only (as in torch.autograd.backward).
+            inputs: differentiate with respect to these tensors only (as in torch.autograd.backward). A GAN's generator
+                saves the time for the gradients of the discriminator so.
+
+        Returns:
+            The sum of the losses, a scalar without a graph, to be logged. It has no part in the step.
 
         Raises:
             TypeError, ValueError: bad ``losses``; nothing has changed.
@@ -165,7 +204,8 @@ class TermOptimizer(Optimizer):
             inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)  # an iterator would be used up
         named = named_losses(losses, self.terms, need_finite=not self._communicator)
         terms = self._with_terms(named, allow_more=False)
-        self._collector.free_grads(self._params(), has_state=bool(self.state))
+        self._collector.free_grads(self._params(), self._param_names())
+        total = sum_losses(named.values())  # before the graphs are freed, and the losses exchanged by hooks
         try:
             with explain_donated_buffers():
                 self._differentiate(named, terms, retain_graph, inputs)
@@ -173,6 +213,7 @@ class TermOptimizer(Optimizer):
             self.zero_grad()
             raise
         self._set_terms(terms)
+        return total
 
     def _differentiate(
         self, losses: Mapping[Term, Tensor], terms: list[Term], retain_graph: bool, inputs: Sequence[Tensor] | None
@@ -201,21 +242,20 @@ class TermOptimizer(Optimizer):
             RuntimeError: inside another term, gradients in ``p.grad`` at entry, a gradient that no step can use, or an
                 error of the ``process_group``.
         """
-        name = self._find_term(term)
+        name = find_term(term, self.terms)
         if loss is not None:
             check_loss(name, loss, need_graph=False, need_finite=not self._communicator)
         terms = self._with_terms([name], allow_more=True)
         self._check_term_block()
-        self._collector.begin_term(name, self._params(), has_state=bool(self.state))
+        self._collector.free_grads(self._params(), self._param_names())
         try:
-            yield
-            self._take(terms.index(name), name, loss)
-            self._set_terms(terms)
+            with self._collector.open_term(name):
+                yield
+                self._take(terms.index(name), name, loss)
+                self._set_terms(terms)
         except BaseException:
             super().zero_grad(set_to_none=True)
             raise
-        finally:
-            self._collector.end_term()
 
     @torch._disable_dynamo  # what exempts term() does not cover the code after its yield
     def _take(self, position: int, term: Term, loss: Tensor | None) -> None:
@@ -223,8 +263,12 @@ class TermOptimizer(Optimizer):
 
     @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients of all terms and set ``p.grad`` to None, whatever ``set_to_none`` is."""
+        """Drop the gradients of all terms and set ``p.grad`` to None, whatever ``set_to_none`` is.
+
+        Ends a :meth:`term` block too that an interrupt has left open.
+        """
         self._collector.clear()
+        self._collector.close_term()
         self._collector.forget_combined()
         super().zero_grad(set_to_none=True)
 
@@ -232,14 +276,16 @@ class TermOptimizer(Optimizer):
     def scaled(self) -> Any:
         """The view of this optimizer that a ``torch.amp.GradScaler`` takes in its place.
 
-        GradScaler unscales the gradients that wait for a step, in place, and the losses given with them (scaled ones,
-        in :meth:`term` too), and makes the step if all are finite. What it does not step with stays until
-        :meth:`zero_grad`. ::
+        GradScaler unscales the gradients that wait for a step, in place, and makes the step if all are finite. The
+        losses given with them (scaled ones, in :meth:`term` too) are unscaled where a rule looks at them. What it does
+        not step with stays until :meth:`zero_grad`. ::
 
             scaler = torch.amp.GradScaler()
             ...
             optimizer.zero_grad()
             optimizer.backward({name: scaler.scale(loss) for name, loss in losses.items()})
+            scaler.unscale_(optimizer.scaled)  # before clip_grad_norm_
+            optimizer.clip_grad_norm_(1.0)
             scaler.step(optimizer.scaled)
             scaler.update()
         """
@@ -253,7 +299,8 @@ class TermOptimizer(Optimizer):
         """Make one step with the gradients that :meth:`backward` and :meth:`term` have taken, and drop them.
 
         Changes the parameters that a term has reached, and their state, in place. Without any gradient it does nothing.
-        The kernels run on the current stream of each device, which has to be one that waits for the gradients.
+        An interrupt, such as Ctrl-C, never makes a gradient count twice: gradients are dropped just before the kernels
+        run. The kernels run on the current stream of each device, which has to be one that waits for the gradients.
 
         A step can be captured in a CUDA graph, after one that was not. A learning rate that is a Tensor on the device
         may then change between replays; the other hyper-parameters stay what they were. Capture again after a new term
@@ -275,10 +322,36 @@ class TermOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        refuse_grad_scaler(self)
         if not self._collector:
-            self._collector.refuse_unowned_grads(self._params(), has_state=bool(self.state))
+            self._collector.clear()  # losses of terms that have reached no parameter
+            if not self._make_state():
+                self._collector.refuse_unowned_grads(self._params(), self._param_names())
             return result
-        # All that can refuse the step comes before the first change.
+        steps = self._prepare_steps()
+        self._ask(steps)
+        self._warn_of_misuse()
+        for args in steps:
+            # Autograd does not see the kernels write: with the old versions it would accept stale saved tensors.
+            torch.autograd.graph.increment_version(list(compress(args.table.params, args.has_grad)))
+            if args.table.has_shards:
+                torch.autograd.graph.increment_version(list(compress(args.table.local_params, args.has_grad)))
+            # Kernels need dense memory: parameters with gaps are stepped in a dense copy.
+            for row in args.needs_copy:
+                args.table.dense[row].copy_(args.table.local_params[row])
+            if self.keep_combined_grad:
+                args.allocate_combined()
+        # After an interrupt from here on nothing waits that could be stepped on twice.
+        self._collector.clear()
+        self._collector.forget_combined()
+        self._update(steps)
+        for args in steps:
+            self._publish(args)
+        self._steps_made += 1
+        return result
+
+    def _prepare_steps(self) -> list[StepArgs]:
+        """Return what the kernels need for a step with the gradients that wait. Raise for all that can refuse it."""
         grads = self._collector.rows(len(self.terms), self._params())
         groups = self._validate_groups()
         weights = [group.weights(self.terms) for group in groups]
@@ -287,17 +360,33 @@ class TermOptimizer(Optimizer):
         if self.check_finite:
             self._collector.check_finite(grads, self.terms)
         tables = self._table_cache.get(self.param_groups, self.state, grads, before=self._select_backends)
-        steps = [self._make_args(table, grads, groups, weights, anchors) for table in tables]
-        # Kernels need dense memory: parameters with gaps are stepped in a dense copy.
-        for args in steps:
-            for row in args.needs_copy:
-                args.table.dense[row].copy_(args.table.local_params[row])
-        self._update(steps)
-        self._collector.clear()
-        self._collector.forget_combined()
-        for args in steps:
-            self._publish(args)
-        return result
+        own_grads = [[list(map(term.__getitem__, table.positions)) for term in grads] for table in tables]
+        return [StepArgs(table, of, groups, weights, anchors) for table, of in zip(tables, own_grads, strict=True)]
+
+    def _make_state(self) -> bool:
+        """Allocate all state where torch.distributed.checkpoint asks for it; return whether it does.
+
+        It asks by a first step with gradients of zeros and a learning rate of 0.
+        """
+        if self.state or not asks_for_state(self.param_groups):
+            return False
+        self._table_cache.allocate(self.param_groups, self.state, len(self.terms))
+        return True
+
+    def _warn_of_misuse(self) -> None:
+        """Warn once of gradients that this step ignores, and once of other processes that it knows nothing of."""
+        params = self._params()
+        stride = max(1, len(params) // SAMPLE)  # looking at all, in every step, would take as long as a small step
+        sample = params[self._steps_made % stride :: stride]
+        if any(p.grad is not None for p in sample) and self._collector.has_unowned_grads(params):
+            self._warn_once("ignored gradients", IGNORED_GRADIENTS)
+        if self._steps_made == 0 and not self._is_averaged and (processes := self._communicator.ignored_processes()):
+            self._warn_once("other processes", f"this is one of {processes} processes, and {IGNORED_PROCESSES}")
+
+    @property
+    def _is_averaged(self) -> bool:
+        """Whether something else can average the gradients, because there is one backward pass."""
+        return False
 
     def _validate_groups(self) -> list[Hyperparameters]:
         """Return the groups' hyper-parameters. Validates only what has changed since the last step."""
@@ -311,34 +400,18 @@ class TermOptimizer(Optimizer):
     def _check_step(self, grads: TermGradients) -> None:
         """Raise for what this optimizer lacks for a step with ``grads``; changes nothing."""
 
+    def _ask(self, steps: Sequence[StepArgs]) -> None:
+        """Find what the step needs beside the gradients. Can raise; leaves parameters and their state alone."""
+
     def _update(self, steps: Sequence[StepArgs]) -> None:
         """Run the kernels of one step over all tables."""
         raise NotImplementedError
 
-    def _make_args(
-        self,
-        table: ParamTable,
-        grads: TermGradients,
-        groups: Sequence[Hyperparameters],
-        weights: list[list[float]],
-        anchors: list[int],
-    ) -> StepArgs:
-        own_grads = [list(map(term.__getitem__, table.positions)) for term in grads]
-        args = StepArgs(table, own_grads, groups, weights, anchors)
-        if self.keep_combined_grad:
-            pairs = zip(table.dense, args.has_grad, strict=True)
-            args.combined = [torch.empty_like(dense) if has_grad else None for dense, has_grad in pairs]
-        return args
-
     def _publish(self, args: StepArgs) -> None:
-        """Show users and autograd what the kernels have written."""
+        """Show users what the kernels have written to other memory than theirs."""
         table = args.table
         for row in args.needs_copy:
             table.local_params[row].copy_(table.dense[row])
-        # Autograd did not see the kernels write: with the old versions it would accept stale saved tensors.
-        torch.autograd.graph.increment_version(list(compress(table.params, args.has_grad)))
-        if table.has_shards:
-            torch.autograd.graph.increment_version(list(compress(table.local_params, args.has_grad)))
         for param, combined in zip(table.params, args.combined or (), strict=False):
             if combined is not None:
                 self._collector.leave_combined(param, dtensor_like(param, combined))
@@ -349,6 +422,7 @@ class TermOptimizer(Optimizer):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
+    @torch._disable_dynamo
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what ``state_dict()`` gave, of this optimizer on any backend or of the one that it stands in for.
 
@@ -361,35 +435,32 @@ class TermOptimizer(Optimizer):
             ValueError: state of another model or optimizer, or hyper-parameters out of their range; nothing has
                 changed.
         """
-        params = self._params()
-        saved_groups = state_dict["param_groups"]
-        positions = [i for group in saved_groups for i in group["params"]]
-        saved = {i: rename_old(state) for i, state in state_dict["state"].items()}
-        names = saved_groups[0].get("terms")
-        terms = count_terms(saved) if names is None else len(names)
-        if len(positions) == len(params):  # else torch refuses
-            for param, i in zip(params, positions, strict=True):
-                check_saved(saved.get(i, {}), param, i, terms, self._state_layout)
-        for group in saved_groups:  # after the state, which shows more clearly that it is another optimizer's
-            self.hyperparameters.from_group({**self.defaults, **group})
-        super().load_state_dict({**state_dict, "state": {i: OpaqueState(state) for i, state in saved.items()}})
+        state_dict = dict(state_dict)  # hooks may change it
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        # Everything is built before anything is assigned: an error or an interrupt leaves the optimizer as it was.
+        groups, state = read_state_dict(
+            state_dict,
+            self.param_groups,
+            self.defaults,
+            hyperparameters=self.hyperparameters,
+            layout=self._state_layout,
+            fixed_terms=self.terms if self._has_fixed_terms else None,
+        )
+        self._check_loaded(groups)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _check_loaded(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError for parameter groups of a checkpoint that another optimizer has saved."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and copying keep: everything but the gradients that wait for a step."""
-        return super().__getstate__() | {
-            name: getattr(self, name)
-            for name in ("keep_combined_grad", "check_finite", "backend", "_communicator", "_state_layout")
-        }
+        return super().__getstate__() | {name: getattr(self, name) for name in OWN_ATTRIBUTES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take loaded, unpickled or copied state; see :meth:`load_state_dict`."""
+        """Take loaded, unpickled or copied state."""
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name in self.hyperparameters.names():  # newer than the checkpoint
-                group.setdefault(name, self.defaults[name])
-        saved = {p: value.state for p, value in self.state.items() if isinstance(value, OpaqueState)}
-        names = self.param_groups[0].get("terms")
-        self._set_terms(range(count_terms(saved)) if names is None else names)
-        for p, value in saved.items():
-            self.state[p] = restore(value, p, len(self.terms), self._state_layout)
         self._reset()

@@ -1,6 +1,5 @@
 """The list of backends, their status on this machine, and the selection of one."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from ..tables.step_args import StepArgs
+from ..warn import warn_user
 from . import cpu, cuda, reference, triton
 
 
@@ -109,10 +109,9 @@ def select_backend(requested: str | Backend, device: torch.device) -> Backend:
             f"backend {requested!r} cannot be used: {problem}; use backend='auto' or backend='reference'"
         )
     if usable == "reference" != requested:
-        warnings.warn(
+        warn_user(
             f"mtadam_fused runs its slow pure-PyTorch reference on {device}: {problem}. See `python -m mtadam_fused`; "
-            "backend='reference' asks for it without this warning.",
-            stacklevel=2,
+            "backend='reference' asks for it without this warning."
         )
     return BACKENDS[usable]
 

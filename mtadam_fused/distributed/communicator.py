@@ -50,6 +50,13 @@ class Communicator:
         """Number of the processes whose gradients are averaged."""
         return 1 if self._process_group is None else dist.get_world_size(self._process_group)
 
+    def ignored_processes(self) -> int:
+        """Return how many processes there are, if this knows of none but its own; 0 if it does, or if it is alone."""
+        if self or not (dist.is_available() and dist.is_initialized()):
+            return 0
+        processes = dist.get_world_size()
+        return processes if processes > 1 else 0
+
     def check_param(self, position: int, param: Any) -> None:
         """Raise TypeError if it is unclear which processes average the gradients of ``param``."""
         mesh = mesh_ranks(param)

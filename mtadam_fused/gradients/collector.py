@@ -23,21 +23,24 @@ class GradientCollector:
     error: nothing tells which term it belongs to.
 
     Attributes:
-        losses: the value of each term's loss, by the term's position, where it is known. Losses add up like gradients.
-        weights: None while each term's gradients wait apart; else [K], and what waits is their weighted sum, in the
-            place of the first term's.
+        weights: [K] of the step's rule, once it has been asked.
+        is_sum: whether what waits is the terms' weighted sum, in the place of the first term's.
+        clip_factor: by which the step is to multiply the combined gradient, None for 1.
 
     Args:
         communicator: averages the gradients over processes, from when they are taken until they are needed.
     """
 
     def __init__(self, communicator: Communicator) -> None:
-        self.losses: dict[int, Tensor] = {}
+        self._losses: dict[int, Tensor] = {}
+        self._loss_factor: Tensor | None = None  # by which GradScaler has unscaled
         self.weights: Tensor | None = None
+        self.is_sum = False
+        self.clip_factor: Tensor | None = None
         self._communicator = communicator
         self._by_term: dict[int, list[Tensor | None]] = {}
         self._params: list[Tensor] = []  # that the gradients are of
-        self._open_term: Term | None = None
+        self._open_term: tuple[Term] | None = None
         self._combined: list[tuple[Tensor, Tensor, object]] = []  # parameters, what the last step left there, versions
 
     def __bool__(self) -> bool:
@@ -49,51 +52,71 @@ class GradientCollector:
         self._communicator.abandon()
         self._by_term.clear()
         self._params = []
-        self.losses.clear()
+        self._losses.clear()
+        self._loss_factor = None
         self.weights = None
+        self.is_sum = False
+        self.clip_factor = None
 
     # -- p.grad --------------------------------------------------------------------------------------------------------
 
-    def begin_term(self, term: Term, params: Sequence[Tensor], *, has_state: bool) -> None:
-        """Make ``p.grad`` None for the gradients of ``term``; errors as of :meth:`free_grads`."""
-        self.free_grads(params, has_state=has_state)
-        self._open_term = term
+    @contextmanager
+    def open_term(self, term: Term) -> Iterator[None]:
+        """Let the gradients that the body leaves in ``p.grad`` be those of ``term``; no other term may open."""
+        opened = self._open_term = (term,)
+        try:
+            yield
+        finally:
+            if self._open_term is opened:  # an abandoned block may end when another term has opened
+                self.close_term()
 
-    def end_term(self) -> None:
-        """Allow another term to begin."""
+    def close_term(self) -> None:
+        """Allow another term to open."""
         self._open_term = None
 
-    def free_grads(self, params: Sequence[Tensor], *, has_state: bool) -> None:
+    def free_grads(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
         """Make ``p.grad`` None: drop what the last step has left there, and refuse anything else.
+
+        Args:
+            params: all parameters of the optimizer.
+            names: of the parameters, for the error message; may be empty.
 
         Raises:
             RuntimeError: another term is open, or a gradient belongs to no term.
         """
         if self._open_term is not None:
             raise RuntimeError(
-                f"term {self._open_term!r} is being taken; leave its `with optimizer.term(...)` block first"
+                f"term {self._open_term[0]!r} is being taken; leave its `with optimizer.term(...)` block first (if an "
+                "interrupt has left it open, zero_grad() closes it)"
             )
-        self.refuse_unowned_grads(params, has_state=has_state)
+        self.refuse_unowned_grads(params, names)
         for p, grad, _ in self._combined:
             if p.grad is grad:
                 p.grad = None
         self._combined = []
 
-    def refuse_unowned_grads(self, params: Sequence[Tensor], *, has_state: bool) -> None:
+    def refuse_unowned_grads(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
         """Raise RuntimeError if ``p.grad`` holds anything but what the last step has left there.
 
-        Args:
-            params: all parameters of the optimizer.
-            has_state: whether a step has been made, after which torch.distributed.checkpoint makes no gradients.
+        Arguments as of :meth:`free_grads`.
         """
+        for i in self._unowned_grads(params):
+            name = f" ({names[i]})" if i < len(names) else ""
+            raise RuntimeError(
+                f"parameter {i}{name} has a gradient in .grad that belongs to no term. Call "
+                "optimizer.backward({...}) instead of loss.backward(), or make that gradient inside "
+                "`with optimizer.term(name):`; zero_grad() drops it"
+            )
+
+    def has_unowned_grads(self, params: Sequence[Tensor]) -> bool:
+        """Return whether ``p.grad`` of any of ``params`` holds anything but what the last step has left there."""
+        return any(True for _ in self._unowned_grads(params))
+
+    def _unowned_grads(self, params: Sequence[Tensor]) -> Iterator[int]:
         owned = {id(grad): version for _, grad, version in self._combined}
         for i, p in enumerate(params):
             if p.grad is not None and owned.get(id(p.grad)) != tensor_version(p.grad):
-                raise RuntimeError(
-                    f"parameter {i} has a gradient in .grad that belongs to no term; call zero_grad() first, or make "
-                    "that gradient inside `with optimizer.term(name):`"
-                    + ("" if has_state else "; if get_state_dict() made it: let the optimizer make a step before")
-                )
+                yield i
 
     def take(self, position: int, term: Term, params: list[Tensor], loss: Tensor | None) -> None:
         """Move the gradients in ``p.grad`` to those that wait for the step, as those of the term at ``position``.
@@ -113,7 +136,8 @@ class GradientCollector:
         self._params = params
         if loss is not None:
             value = full_tensor(loss.detach()).reshape(())
-            self.losses[position] = self.losses[position] + value if position in self.losses else value
+            held_loss = self._losses.get(position)
+            self._losses[position] = value if held_loss is None else held_loss + value
         if (held := self._by_term.get(position)) is not None:
             self._wait()
             grads = accumulate(held, grads)
@@ -144,13 +168,28 @@ class GradientCollector:
         rows = [self._by_term.get(k, absent) for k in range(terms)]
         return [row + absent[len(row) :] for row in rows]
 
-    def unscale_targets(self) -> list[Tensor]:
-        """Return all gradients and losses, which GradScaler unscales in place."""
+    @property
+    def losses(self) -> dict[int, Tensor]:
+        """The value of each term's loss, by the term's position, where it is known. Losses add up like gradients."""
+        if self._loss_factor is None:
+            return dict(self._losses)
+        return {k: loss * self._loss_factor.to(loss.device, loss.dtype) for k, loss in self._losses.items()}
+
+    def unscale_targets(self, *, losses: bool) -> list[Tensor]:
+        """Return all gradients, which GradScaler unscales in place.
+
+        Args:
+            losses: whether the losses are to be unscaled too, at the next use.
+        """
         self._wait()
-        # Until now they were in the user's memory, and of this process. All processes must find the same ones finite.
-        self.losses = {term: self._communicator.all_reduce_mean(loss) for term, loss in self.losses.items()}
         grads = [grad for row in self._by_term.values() for grad in row if grad is not None]
-        return [*grads, *self.losses.values(), *self._finite_in_all_shards(grads)]
+        targets = [*grads, *self._finite_in_all_shards(grads)]
+        if losses and self._losses and self._loss_factor is None:
+            # A loss may overflow where its gradient does not, so GradScaler sees a 1 in the place of the losses. It
+            # looks once. Later it is no target: clipping must not find it.
+            self._loss_factor = torch.ones((), device=next(iter(self._losses.values())).device)
+            targets.append(self._loss_factor)
+        return targets
 
     def _finite_in_all_shards(self, grads: list[Tensor]) -> list[Tensor]:
         """Return a scalar that is finite if all shards of the gradients are; none where nothing is sharded."""
@@ -158,6 +197,15 @@ class GradientCollector:
             return []
         finite = torch.stack([is_finite(grad).to(grads[0].device) for grad in grads]).all()
         return [torch.where(self._communicator.all_ranks_true(finite), 0.0, math.inf)]
+
+    def scale_(self, position: int, factor: Tensor) -> None:
+        """Multiply the gradients of the term at ``position`` by a scalar, in place."""
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for grad in self._by_term.get(position, ()):
+            if grad is not None:
+                by_device.setdefault(grad.device, []).append(grad)
+        for device, grads in by_device.items():
+            torch._foreach_mul_(grads, factor.to(device))
 
     def check_finite(self, grads: TermGradients, terms: Sequence[Term]) -> None:
         """Raise RuntimeError if a gradient has an element that is not finite, here or in another process.

@@ -15,6 +15,9 @@ class Stepping(Protocol):
 
     def step(self) -> Any: ...
 
+    @property
+    def _needs_losses(self) -> bool: ...
+
     def _check_unscale(self) -> None: ...
 
 
@@ -27,8 +30,10 @@ class GradScalerView:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """One group of stand-ins, whose ``grad`` is what waits for a step."""
-        self._optimizer._check_unscale()
-        return [{"params": [stand_in(tensor) for tensor in self._optimizer._collector.unscale_targets()]}]
+        optimizer = self._optimizer
+        optimizer._check_unscale()
+        targets = optimizer._collector.unscale_targets(losses=optimizer._needs_losses)
+        return [{"params": [stand_in(tensor) for tensor in targets]}]
 
     def step(self) -> Any:
         """Make the optimizer's step."""
@@ -40,6 +45,18 @@ class GradScalerView:
         if optimizer is None:
             raise RuntimeError("the optimizer of this GradScaler view was deleted; keep a reference to it")
         return optimizer
+
+
+def refuse_grad_scaler(optimizer: Any) -> None:
+    """Raise RuntimeError in a step that a GradScaler makes with ``optimizer`` itself, not with its view."""
+    given = vars(optimizer)
+    if "found_inf" in given:  # GradScaler sets it, and would leave it after an error
+        given.pop("found_inf")
+        given.pop("grad_scale", None)
+        raise RuntimeError(
+            "a GradScaler looks for gradients in p.grad, but they wait in the optimizer; call "
+            "scaler.step(optimizer.scaled), and scaler.unscale_(optimizer.scaled), instead of giving it the optimizer"
+        )
 
 
 def stand_in(grad: Tensor) -> Tensor:

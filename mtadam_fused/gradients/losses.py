@@ -1,13 +1,15 @@
 """The losses that a user passes, one scalar per term: their names, and errors for bad ones."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..distributed.dtensor import full_tensor
 from ..hyperparameters import Term
+from ..reference import arithmetic_type
 
 Losses = Mapping[Any, Tensor] | Sequence[Tensor]
 
@@ -48,6 +50,15 @@ def named_losses(
     return named
 
 
+def sum_losses(losses: Iterable[Tensor]) -> Tensor:
+    """Return the sum of ``losses``, a scalar without a graph, in float32 at least."""
+    first, *others = (full_tensor(loss.detach()).reshape(()) for loss in losses)
+    total = first.to(arithmetic_type(first.dtype), copy=True)
+    for loss in others:
+        total += loss.to(total.device)
+    return total
+
+
 def check_loss(term: Term, loss: Any, *, need_graph: bool, need_finite: bool) -> None:
     """Raise TypeError or ValueError for a loss that cannot be used; arguments as of :func:`named_losses`."""
     if not isinstance(loss, Tensor):
@@ -62,12 +73,6 @@ def check_loss(term: Term, loss: Any, *, need_graph: bool, need_finite: bool) ->
         )
     if need_finite and is_free_to_read(loss) and not math.isfinite(loss.item()):
         raise ValueError(f"loss {term!r} is {loss.item()}; it must be finite: leave it out of this step, or lower lr")
-
-
-def check_term(term: Term) -> None:
-    """Raise TypeError for a name that checkpoints cannot hold."""
-    if not isinstance(term, (str, int)):
-        raise TypeError(f"term {term!r} is a {type(term).__name__}; name terms by strings, or by their positions")
 
 
 def is_free_to_read(value: Tensor) -> bool:

@@ -62,6 +62,19 @@ class ParamTableCache:
             self._all_have_state = all(map(all, self._has_state))
         return self._tables
 
+    def allocate(self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int) -> None:
+        """Allocate all state of the parameters that have a gradient in ``p.grad``, as if ``terms`` terms reached them.
+
+        The kernels then take it as that of parameters that no term has reached yet.
+        """
+        for group in groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    grow_state(state[p], p, range(terms), group["amsgrad"], self._state_layout)
+        if terms:
+            absent: list[Tensor | None] = [None for group in groups for _ in group["params"]]
+            self.get(groups, state, [list(absent) for _ in range(terms)])  # which gives running norms their size
+
     def _is_current(
         self, groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], terms: int
     ) -> bool:

@@ -1,29 +1,121 @@
 """Reading saved optimizer state: our own, and that of the published MTAdam."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, MutableMapping, Sequence
+from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..distributed.dtensor import describe_placement, same_placements
+from ..distributed.dtensor import describe_placement, same_placements, to_local
+from ..hyperparameters import Hyperparameters, Term
 from ..reference import arithmetic_type
 from .layout import State, StateLayout, moments
 
 OLD_NAMES = {"norms": "norm_avg"}  # of state in checkpoints from before 0.1.0
 
 
-@dataclass(frozen=True)
-class OpaqueState:
-    """A parameter's saved state, hidden from ``Optimizer.load_state_dict``.
+def asks_for_state(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a first step, of ``groups``, is torch.distributed.checkpoint's way to ask for all state.
 
-    That would cast the tensors it finds to the dtype of the parameter, and the float32 moments of a 16-bit parameter
-    would lose digits.
+    It gives every parameter a gradient of zeros in ``p.grad``, and every group a learning rate of 0.
     """
+    params = [p for group in groups for p in group["params"]]
+    if any(group["lr"] != 0 for group in groups):
+        return False
+    return not any(p.requires_grad if p.grad is None else to_local(p.grad).any() for p in params)
 
-    state: Mapping[str, Any]
+
+def read_state_dict(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    *,
+    hyperparameters: type[Hyperparameters],
+    layout: StateLayout,
+    fixed_terms: tuple[Term, ...] | None,
+) -> tuple[list[dict[str, Any]], MutableMapping[Any, State]]:
+    """Return parameter groups and state as ``state_dict`` has them, in new tensors, for the parameters of ``groups``.
+
+    Args:
+        state_dict: of torch's form. Groups lack hyper-parameters that are newer than they are.
+        groups: of the optimizer.
+        defaults: for what the saved groups lack.
+        hyperparameters: which the groups must have.
+        layout: of the optimizer's state.
+        fixed_terms: the terms that the optimizer was made with, or None.
+
+    Raises:
+        ValueError: state of another model or optimizer, or hyper-parameters out of their range.
+    """
+    read_groups = match_groups(groups, state_dict["param_groups"])
+    positions = (i for group in state_dict["param_groups"] for i in group["params"])
+    params = dict(zip(positions, (p for group in groups for p in group["params"]), strict=True))
+    saved = {i: rename_old(state) for i, state in state_dict["state"].items() if i in params}
+    terms = saved_terms(read_groups[0].get("terms"), saved, fixed_terms)
+    for i, state in saved.items():
+        check_saved(state, params[i], i, len(terms), layout)
+    for group in read_groups:  # after the state, which shows more clearly that it is another optimizer's
+        for name in hyperparameters.names():
+            group.setdefault(name, defaults[name])
+        hyperparameters.from_group(group)
+        group["terms"] = terms
+    others = {key: value for key, value in state_dict["state"].items() if key not in params}
+    restored = {params[i]: restore(state, params[i], len(terms), layout) for i, state in saved.items()}
+    return read_groups, defaultdict(dict, {**others, **restored})
+
+
+def saved_terms(
+    names: Sequence[Term] | None, saved: Mapping[Any, Mapping[str, Any]], fixed_terms: tuple[Term, ...] | None
+) -> tuple[Term, ...]:
+    """Return the terms of an optimizer that loads a checkpoint.
+
+    Args:
+        names: the terms that the checkpoint names; None where it names none.
+        saved: the states of all parameters.
+        fixed_terms: the terms that the optimizer was made with, or None.
+
+    Raises:
+        ValueError: these are not the first of the fixed terms.
+    """
+    terms = tuple(range(count_terms(saved)) if names is None else names)
+    if fixed_terms is None:
+        return terms
+    if len(terms) > len(fixed_terms) or (names is not None and terms != fixed_terms[: len(terms)]):
+        raise ValueError(
+            f"the saved terms are {list(terms)}, and the optimizer was made with terms={list(fixed_terms)}; make it "
+            "with the saved ones first, in their order"
+        )
+    return fixed_terms
+
+
+def match_groups(groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return copies of the ``saved`` parameter groups with the parameters of ``groups``.
+
+    Raises:
+        ValueError: other numbers of groups, or of parameters in a group.
+    """
+    sizes, saved_sizes = ([len(group["params"]) for group in of] for of in (groups, saved))
+    if len(sizes) != len(saved_sizes):
+        raise ValueError(
+            f"loaded state dict has a different number of parameter groups: {len(saved_sizes)}, the optimizer has "
+            f"{len(sizes)}; load the state of the same model"
+        )
+    if sizes != saved_sizes:
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: it has "
+            f"{saved_sizes} parameters, the optimizer {sizes}; load the state of the same model"
+        )
+    matched = []
+    for group, of_saved in zip(groups, saved, strict=True):
+        copied = deepcopy({name: value for name, value in of_saved.items() if name != "params"})
+        if "param_names" in group:
+            copied.setdefault("param_names", group["param_names"])
+        matched.append({**copied, "params": group["params"]})
+    return matched
 
 
 def rename_old(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,8 +124,10 @@ def rename_old(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_terms(saved: Mapping[Any, Mapping[str, Any]]) -> int:
-    """Return the number of terms that the saved states of all parameters hold moments for."""
-    return 1 + max((term for state in saved.values() for _, term in moments(state).values()), default=-1)
+    """Return the number of terms that the saved states of all parameters hold moments or running norms for."""
+    by_moments = (1 + term for state in saved.values() for _, term in moments(state).values())
+    by_norms = (norms.numel() for state in saved.values() if isinstance(norms := state.get("norm_avg"), Tensor))
+    return max(chain(by_moments, by_norms), default=0)
 
 
 def check_saved(saved: Mapping[str, Any], param: Tensor, position: int, terms: int, layout: StateLayout) -> None:
@@ -109,7 +203,7 @@ def restore(saved: Mapping[str, Any], param: Tensor, terms: int, layout: StateLa
     """Return the state of ``param`` from a checkpoint, in new tensors; the next table gives them its strides.
 
     The published optimizer keeps one first moment per term, of which only the sum is used. It counts steps from 1, not
-    from 0. It does not save its running norms, which start anew.
+    from 0. It does not save its running norms, which start anew. What users have added to the state is copied.
 
     Args:
         saved: under today's names.
@@ -121,12 +215,18 @@ def restore(saved: Mapping[str, Any], param: Tensor, terms: int, layout: StateLa
     dtype = arithmetic_type(param.dtype)
     published = "exp_avg0" in saved
     step = torch.as_tensor(saved["step"], dtype=torch.float32, device=param.device).reshape(()).clone()
-    state: State = {"step": step - 1 if published else step}
+    kinds = moments(saved)
+    state: State = {
+        name: value.to(param.device, copy=True) if isinstance(value, Tensor) else deepcopy(value)
+        for name, value in saved.items()
+        if name not in (*kinds, "step", "norm_avg")
+    }
+    state["step"] = step - 1 if published else step
     if layout.has_norms:
         norm_avg = state["norm_avg"] = torch.full((terms,), math.nan, dtype=dtype, device=param.device)
         if "norm_avg" in saved:
             norm_avg[: len(saved["norm_avg"])] = saved["norm_avg"]
-    for name, (kind, _) in moments(saved).items():
+    for name, (kind, _) in kinds.items():
         value = saved[name]
         if kind == "exp_avg" and published:
             state["exp_avg"] = state.get("exp_avg", 0) + value.to(param.device, dtype)

@@ -47,6 +47,18 @@ class StepArgs:
             has_grad = [known or grad is not None for known, grad in zip(has_grad, row, strict=True)]
         return has_grad
 
+    def allocate_combined(self) -> None:
+        """Make memory for the combined gradients of the parameters that any term reaches."""
+        pairs = zip(self.table.dense, self.has_grad, strict=True)
+        self.combined = [torch.empty_like(dense) if has_grad else None for dense, has_grad in pairs]
+
+    def where_present(self, values: Tensor) -> Tensor:
+        """Return ``values`` [L, K], with 0 where the term does not reach the parameter."""
+        present = [[grad is not None for grad in row] for row in self.grads]
+        if all(map(all, present)):
+            return values
+        return values.where(torch.tensor(present).T.to(values.device, non_blocking=True), 0.0)
+
     @cached_property
     def group_table(self) -> array:
         """``Group`` of csrc/launch.h, for each group; NaN for a learning rate on the device."""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..gradients.losses import Losses, check_term, is_free_to_read, named_losses
+from ..gradients.losses import Losses, is_free_to_read, named_losses
+from ..gradients.terms import check_terms
 from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, is_number, weights_of
 from ..reference import arithmetic_type
 
@@ -72,23 +73,6 @@ class Weighting(nn.Module):
         """Return terms and priorities, for ``repr``."""
         shown = {"terms": list(self.terms), "priorities": self.priorities}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value)
-
-
-def check_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
-    """Check ``terms``, and return them as a tuple.
-
-    Raises:
-        TypeError: not names of terms.
-        ValueError: a name twice.
-    """
-    if isinstance(terms, str) or not isinstance(terms, Iterable):
-        raise TypeError(f"terms is {terms!r}; it must be a list of names, or range(K) for K losses known by position")
-    names = tuple(terms)
-    for term in names:
-        check_term(term)
-    if len(set(names)) != len(names):
-        raise ValueError(f"terms is {list(names)}; each name may stand there once")
-    return names
 
 
 def numbers_by_term(

@@ -8,6 +8,8 @@ import contextlib
 import copy
 import pickle
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.distributed import communicator
 from mtadam_fused.distributed.communicator import Communicator
 from mtadam_fused.optimizer import TermOptimizer
+from mtadam_fused.rules import FixedWeights, PCGrad
 from oracles.tolerances import same
 from tests.support.processes import Spy, error_of, run_readme_example, save_and_exit
 
@@ -131,16 +134,33 @@ def step_with_nan_in_one_process() -> tuple[list[str], list[Tensor]]:
     return errors, list(model.state_dict().values())
 
 
-def step_scaled_with_inf_in_one_process() -> tuple[float, list[Tensor]]:
-    """Return the scale after a step where one process's loss, not its gradients, is infinite; and the parameters."""
+def step_scaled_with_inf_in_one_process(*, loss_only: bool) -> tuple[float, list[Tensor]]:
+    """Return the scale after a step where one process's loss and gradients are infinite; and the parameters.
+
+    Args:
+        loss_only: whether its gradients are finite.
+    """
     model, optimizer = make_model_and_optimizer()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     loss = scaler.scale(model(batch(0)).square().mean())
-    with optimizer.term("a", loss / (1 - dist.get_rank())):
-        loss.backward()
+    infinite = loss / (1 - dist.get_rank())
+    with optimizer.term("a", infinite):
+        (loss if loss_only else infinite).backward()
     scaler.step(optimizer.scaled)
     scaler.update()
     return scaler.get_scale(), list(model.state_dict().values())
+
+
+def warnings_of_first_step(make: Callable[[Any], TermOptimizer]) -> list[str]:
+    """Return the warnings of two steps, each with its own batch in each process."""
+    model = network()
+    optimizer = make(model.parameters())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            optimizer.backward({"a": model(batch(dist.get_rank())).square().mean()})
+            optimizer.step()
+    return [str(warning.message) for warning in caught]
 
 
 class AllReduceFailing:
@@ -229,7 +249,14 @@ def main(folder: Path, rank: int, meeting: str) -> None:
     found["other parameters"] = error_of(lambda: optimizer.backward({"a": p.sum(), "b": (p, q)[rank].sum()}))
     found["terms"], found["after it"] = optimizer.terms, error_of(optimizer.step)
     found["not finite"] = step_with_nan_in_one_process()
-    found["scaled"] = step_scaled_with_inf_in_one_process()
+    for name, loss_only in ("scaled", False), ("scaled, infinite loss", True):
+        found[name] = step_scaled_with_inf_in_one_process(loss_only=loss_only)
+    found["warnings"] = {
+        "no group": warnings_of_first_step(lambda params: MTAdam(params)),
+        "a group": warnings_of_first_step(lambda params: MTAdam(params, process_group=group)),
+        "one pass": warnings_of_first_step(lambda params: CombinedAdam(params, FixedWeights())),
+        "pass per term": warnings_of_first_step(lambda params: CombinedAdam(params, PCGrad())),
+    }
     found["failures"] = [fail_averages(AllReduceFailing), fail_averages(AllReduceFailingLate)]
     found["copied"], found["pickled"] = copy_steps_alike(), error_of(lambda: pickle.dumps(optimizer))
     save_and_exit(folder, rank, found)

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
-from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.distributed.dtensor import full_tensor
 from mtadam_fused.optimizer import TermOptimizer
-from mtadam_fused.rules import GradNorm
+from mtadam_fused.rules import FixedWeights, GradNorm
 from oracles.tolerances import same
 from tests.support.processes import Spy, error_of
 
@@ -68,6 +70,53 @@ def products_of_mixed_parameters() -> None:
     params = [dtensor_parameter(value), dtensor_parameter(value, Replicate()), nn.Parameter(value.clone())]
     step(CombinedAdam(params, spy), *((p, p.detach().clone()) for p in params))
     assert torch.allclose(spy.gram[0, 0], 3 * value.double().square().sum())
+
+
+def clipped_norms_are_of_full_gradients() -> None:
+    """Mixed parameters: sharded over four, over two by two, and plain."""
+    value = torch.arange(16.0).reshape(4, 4).double() + 1
+    mesh, placements = make_mesh(2, 2), (Shard(0), Shard(1))
+    for make in (MTAdam, lambda params: CombinedAdam(params, FixedWeights())):
+        params = [
+            dtensor_parameter(value),
+            dtensor_parameter(value, *placements, mesh=mesh),
+            nn.Parameter(value.clone()),
+        ]
+        optimizer: Any = make(params)
+        with optimizer.term("a", torch.ones(())):
+            params[0].grad = distribute(value)
+            params[1].grad = distribute(2 * value, *placements, mesh=mesh)
+            params[2].grad = 3 * value
+        found = optimizer.clip_grad_norm_(7.0)
+        norm = found["a"] if isinstance(found, dict) else found
+        assert torch.allclose(norm, 14**0.5 * value.norm(), rtol=1e-12)
+        optimizer.step()
+        if isinstance(optimizer, MTAdam):
+            (norms,) = optimizer.running_norms().values()
+            assert torch.allclose(norms.norm(), torch.tensor(7.0).double(), rtol=1e-6)
+
+
+def optimizer_state_of_a_fresh_optimizer() -> None:
+    """torch.distributed.checkpoint makes the state, and changes nothing else: the next steps are those without it."""
+    for make in (MTAdam, BalancedAdam, lambda params, **options: CombinedAdam(params, FixedWeights(), **options)):
+        params = []
+        for asked in (True, False):
+            network = nn.Sequential(nn.Linear(4, 4)).double()
+            with torch.no_grad():
+                for p in network.parameters():
+                    p.copy_(torch.arange(float(p.numel())).reshape(p.shape))
+            fully_shard(network)
+            optimizer: Any = make(network.parameters(), lr=0.25, terms=("a", "b"))
+            if asked:
+                state: Any = get_optimizer_state_dict(network, optimizer)["state"]
+                assert {"step", "exp_avg"} <= set(state["0.weight"])
+                assert optimizer.param_groups[0]["lr"] == 0.25
+            for _ in range(2):
+                out = network(torch.ones(2, 4).double())
+                optimizer.backward({"a": out.square().mean(), "b": out.sin().mean()})
+                optimizer.step()
+            params.append([full_copy(p) for p in network.parameters()])
+        assert same(*params)
 
 
 def norms_whose_squares_overflow() -> None:
@@ -200,6 +249,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
         *(norms_and_products_of_shards_on_a_2d_mesh, products_of_mixed_parameters, norms_whose_squares_overflow),
+        *(clipped_norms_are_of_full_gradients, optimizer_state_of_a_fresh_optimizer),
         *(partial_gradients_are_summed, async_gradients, shards_with_gaps_in_memory, shards_that_move),
         state_that_moves,
         *(graphs_from_before_a_step_are_refused, combined_gradients_are_the_users_when_changed),

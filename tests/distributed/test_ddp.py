@@ -109,6 +109,26 @@ def test_a_loss_that_overflows_in_one_process_skips_the_step_in_all(found: list[
         assert same(params, initial)
 
 
+def test_a_loss_that_is_infinite_with_finite_gradients_skips_nothing(found: list[dict[str, Any]]) -> None:
+    initial = list(network().state_dict().values())
+    for of_process in found:
+        scale, params = of_process["scaled, infinite loss"]
+        assert scale == 1024
+        assert not same(params, initial)
+        assert same(params, found[0]["scaled, infinite loss"][1])
+
+
+@pytest.mark.parametrize("rank", range(2))
+def test_an_optimizer_that_averages_nothing_warns_once(rank: int, found: list[dict[str, Any]]) -> None:
+    messages = found[rank]["warnings"]
+    for name in ("no group", "pass per term"):
+        (message,) = messages[name]
+        assert message.startswith("this is one of 2 processes, and the optimizer averages no gradients")
+        assert "process_group=torch.distributed.group.WORLD" in message
+    assert not messages["a group"]
+    assert not messages["one pass"]  # DistributedDataParallel averages that
+
+
 def test_no_step_is_made_with_averages_that_failed(found: list[dict[str, Any]]) -> None:
     for of_process in found:
         assert of_process["failures"] == [("the network is gone", True)] * 2

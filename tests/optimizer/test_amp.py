@@ -124,6 +124,55 @@ def test_several_optimizers_and_one_scaler(backend: str) -> None:
     assert scaler.get_scale() == 2048
 
 
+@pytest.mark.parametrize("unscale_first", [False, True])
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_optimizer_in_the_place_of_its_view(name: str, unscale_first: bool, backend: str) -> None:
+    model, losses = model_and_losses()
+    optimizer = MAKERS[name](model.parameters(), lr=0.1, backend=backend)
+    scaler = scaler_of()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.backward({name: scaler.scale(loss) for name, loss in losses().items()})
+    if unscale_first:
+        scaler.unscale_(optimizer)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"they wait in the optimizer; call scaler.step\(optimizer.scaled\)"):
+            scaler.step(optimizer)
+    assert same(model.parameters(), before)
+    scaler.step(optimizer.scaled)
+    scaler.update()
+    assert not same(model.parameters(), before)
+    optimizer.zero_grad()
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    optimizer.backward(losses())
+    after = [p.detach().clone() for p in model.parameters()]
+    off.step(optimizer)  # a scaler that is off only calls step()
+    assert not same(model.parameters(), after)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_clipping_what_is_scaled_leaves_the_losses_alone(name: str, backend: str) -> None:
+    seen = []
+
+    class Seeing(ByLosses):
+        def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+            seen.append(losses.tolist())
+            return torch.ones_like(losses)
+
+    model, losses = model_and_losses()
+    make = MTAdam if name == "MTAdam" else lambda params, **options: CombinedAdam(params, Seeing(), **options)
+    optimizer: Any = make(model.parameters(), lr=0.1, backend=backend)
+    scaler = scaler_of()
+    given = losses()
+    optimizer.backward({name: scaler.scale(loss) for name, loss in given.items()})
+    scaler.unscale_(optimizer.scaled)
+    stand_ins = [tensor for group in optimizer.scaled.param_groups for tensor in group["params"]]
+    assert len(stand_ins) == 2 * len(list(model.parameters()))  # gradients of two terms, and nothing else
+    torch.nn.utils.clip_grad_norm_(stand_ins, 1e-3)
+    scaler.step(optimizer.scaled)
+    if seen:
+        assert seen == [[loss.item() for loss in given.values()]]
+
+
 def test_what_is_scaled_holds_no_optimizer(backend: str) -> None:
     optimizer = MTAdam([nn.Parameter(torch.ones(2))], backend=backend)
     scaled = optimizer.scaled

@@ -230,6 +230,76 @@ def test_state_of_another_model_changes_nothing(backend: str) -> None:
     refuse(bad, "doesn't match the size")
 
 
+def test_hooks_before_loading_see_and_repair_what_is_loaded(backend: str) -> None:
+    whole = params(torch.float32)
+    first = MTAdam(whole, backend=backend)
+    train(first, whole, range(3))
+    broken = first.state_dict()
+    broken["state"] = {i: {"moment": dict(state)} for i, state in broken["state"].items()}
+    kept = copy.deepcopy(broken)
+    again = [nn.Parameter(p.detach().clone()) for p in whole]
+    second = MTAdam(again, backend=backend)
+    with pytest.raises(ValueError, match="the saved state of parameter 0 has no 'step'"):
+        second.load_state_dict(broken)
+
+    def look(optimizer: Any, state_dict: dict) -> None:
+        assert optimizer is second
+        assert isinstance(state_dict["state"][0]["moment"]["exp_avg"], Tensor)
+
+    def repair(_: Any, state_dict: dict) -> dict:
+        return {**state_dict, "state": {i: state["moment"] for i, state in state_dict["state"].items()}}
+
+    second.register_load_state_dict_pre_hook(repair)
+    second.register_load_state_dict_pre_hook(look, prepend=True)
+    second.load_state_dict(broken)
+    torch.testing.assert_close(broken["state"], kept["state"], rtol=0, atol=0, equal_nan=True)
+    for optimizer, of in ((first, whole), (second, again)):
+        train(optimizer, of, range(3, 5))
+    assert all(torch.equal(p, q) for p, q in zip(whole, again, strict=True))
+
+
+def test_what_users_keep_in_the_state_is_loaded(backend: str) -> None:
+    p = nn.Parameter(torch.ones(3))
+    first, second = (MTAdam([p], backend=backend) for _ in range(2))
+    first.backward({"a": p.sum()})
+    first.step()
+    first.state[p] |= {"mask": torch.tensor([True, False, True]), "notes": ["kept"]}
+    first.state["of the run"] = {"epochs": 3}  # type: ignore[index]
+    second.load_state_dict(first.state_dict())
+    assert second.state[p]["mask"].tolist() == [True, False, True]
+    assert second.state[p]["notes"] == ["kept"]
+    assert second.state[p]["notes"] is not first.state[p]["notes"]
+    assert second.state["of the run"] == {"epochs": 3}  # type: ignore[index]
+
+
+def test_gradients_that_a_step_has_left_stay_its_own_after_loading(backend: str) -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = MTAdam([p], backend=backend, keep_combined_grad=True)
+    optimizer.backward({"a": p.sum()})
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert p.grad is not None
+    optimizer.backward({"a": p.sum()})
+    optimizer.step()
+    p.grad += 1
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match="belongs to no term"):
+        optimizer.backward({"a": p.sum()})
+
+
+@pytest.mark.parametrize("second_moments", ["per_term", "shared"])
+def test_state_that_names_no_terms(second_moments: str, backend: str) -> None:
+    whole = params(torch.float32)
+    first = MTAdam(whole, backend=backend, second_moments=second_moments)
+    train(first, whole, range(4))
+    saved = first.state_dict()
+    for group in saved["param_groups"]:
+        del group["terms"]
+    second = MTAdam(params(torch.float32), backend=backend, second_moments=second_moments)
+    second.load_state_dict(saved)
+    assert second.terms == (0, 1, 2)
+
+
 def test_hooks_of_torch_are_called(backend: str) -> None:
     whole = params(torch.float32)
     optimizer = MTAdam(whole, backend=backend)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._functorch import config as functorch_config
 
-from mtadam_fused import CombinedAdam, MTAdam
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.rules import PCGrad
 from mtadam_fused.weighting import RuleWeighting
 from oracles.tolerances import same
@@ -61,6 +61,22 @@ def test_a_compiled_training_function(take: Callable[..., None], graphs: int, na
     assert same(run(compiled=True), eager)
     assert 1 <= counter.op_count <= 7  # the network's and the losses'
     assert counter.frame_count <= graphs
+
+
+@pytest.mark.parametrize("name", [*MAKERS, "BalancedAdam"])
+def test_an_optimizer_made_inside_a_compiled_function(name: str, backend: str) -> None:
+    make = BalancedAdam if name == "BalancedAdam" else MAKERS[name]
+
+    def train() -> list[Tensor]:
+        p = nn.Parameter(torch.arange(1.0, 4.0))
+        optimizer = make([p], lr=0.1, backend=backend, terms=("a", "b"))
+        for _ in range(2):
+            optimizer.backward({"a": p.square().sum(), "b": p.sin().sum()})
+            optimizer.step()
+        return [p.detach()]
+
+    torch.compiler.reset()
+    assert same(torch.compile(train, backend="eager")(), train())
 
 
 def losses_of(model: Any, *names: str) -> dict[str, Tensor]:

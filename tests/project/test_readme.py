@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_python_blocks_run() -> None:
     in_processes = ("no_sync", "fully_shard")  # in the blocks that test_ddp.py and test_dtensor.py run
     blocks = [block for block in python_blocks() if not any(word in block for word in in_processes)]
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
     names: dict = {"torch": torch, "model": model, "loader": [make_batch()]}
@@ -26,8 +26,9 @@ def test_python_blocks_run() -> None:
     assert not torch.equal(model.weight, before)
     exec(blocks[1], names)
     exec(blocks[2], names | losses_of(model))
+    exec(blocks[3], names | losses_of(model))
     assert set(names["optimizer"].term_scales()) == {"depth", "normals"}
-    for block in blocks[3:]:
+    for block in blocks[4:]:
         before = model.weight.detach().clone()
         names |= losses_of(model)
         exec(block, names)
