@@ -189,10 +189,6 @@ class CombinedAdam(TermOptimizer):
         self._collector.take(0, tuple(losses), self._params(), None)
 
     @property
-    def _is_averaged(self) -> bool:
-        return self._collector.is_sum
-
-    @property
     def _looks_at_batch(self) -> bool:
         """Whether the rule's weights depend on the batch."""
         return self.rule.needs_gram or self.rule.needs_losses

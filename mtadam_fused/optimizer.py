@@ -19,25 +19,13 @@ from .gradients.grad_scaler import GradScalerView, refuse_grad_scaler
 from .gradients.losses import Losses, check_loss, named_losses, sum_losses
 from .gradients.terms import add_terms, check_terms, find_term
 from .hyperparameters import Hyperparameters, Term
+from .misuse_watch import MisuseWatch
 from .tables.cache import ParamTableCache
 from .tables.checkpoint import asks_for_state, read_state_dict
 from .tables.layout import StateLayout, TermGradients
 from .tables.param_table import check_param
 from .tables.step_args import StepArgs
-from .warn import warn_user
 
-IGNORED_GRADIENTS = (
-    "step() ignores gradients in p.grad, which something other than optimizer.backward() has left there since. Give "
-    "that loss to optimizer.backward({...}) as a term; or, if it trains other parameters, keep it from these ones "
-    "(detach(), or backward(inputs=...))."
-)
-IGNORED_PROCESSES = (
-    "the optimizer averages no gradients over them: replicas drift apart. Make it with "
-    "process_group=torch.distributed.group.WORLD, and under DistributedDataParallel run forward and backward passes in "
-    "its no_sync(). Lightning and Accelerate need it too."
-)
-SETTLED = 10  # steps, after which a new term is unexpected
-SAMPLE = 8  # parameters, or a few more, that each step looks at for gradients of other origin
 OWN_ATTRIBUTES = ("keep_combined_grad", "check_finite", "backend", "_communicator", "_state_layout", "_has_fixed_terms")
 
 
@@ -86,8 +74,7 @@ class TermOptimizer(Optimizer):
         if not hasattr(self, "_collector"):
             self._collector = GradientCollector(self._communicator)
         self._collector.clear()  # which still knows what the last step has left in p.grad
-        self._steps_made = SETTLED if self.terms else 0  # since when the terms are known
-        self._warnings: set[str] = set()
+        self._misuse_watch = MisuseWatch(is_settled=bool(self.terms))
         self._table_cache = ParamTableCache(self._state_layout)
         self._validated: list[Hyperparameters] = []
         self._backends: dict[torch.device, Backend] = {}
@@ -142,19 +129,8 @@ class TermOptimizer(Optimizer):
         """Return the terms with the new ones among ``names`` appended, if the optimizer can take them."""
         terms = add_terms(self.terms, names, fixed=self._has_fixed_terms)
         self._check_terms(terms, allow_more=allow_more)
-        if len(terms) > len(self.terms) > 0 and self._steps_made >= SETTLED:
-            self._warn_once(
-                "new term",
-                f"{terms[-1]!r} is a new term, and the terms so far are {list(self.terms)}. If it is a misspelled one, "
-                "it will be balanced as a term of its own. Give all names as terms= when you make the optimizer.",
-            )
+        self._misuse_watch.look_at_terms(terms, self.terms)
         return terms
-
-    def _warn_once(self, kind: str, message: str) -> None:
-        """Warn, if this optimizer has not warned of this kind."""
-        if kind not in self._warnings:
-            self._warnings.add(kind)
-            warn_user(message)
 
     def _check_terms(self, terms: Sequence[Term], *, allow_more: bool) -> None:
         """Raise ValueError for terms that the optimizer has no weights for.
@@ -330,7 +306,7 @@ class TermOptimizer(Optimizer):
             return result
         steps = self._prepare_steps()
         self._ask(steps)
-        self._warn_of_misuse()
+        self._misuse_watch.look_at_step(self._params(), self._collector, self._communicator)
         for args in steps:
             # Autograd does not see the kernels write: with the old versions it would accept stale saved tensors.
             torch.autograd.graph.increment_version(list(compress(args.table.params, args.has_grad)))
@@ -347,7 +323,6 @@ class TermOptimizer(Optimizer):
         self._update(steps)
         for args in steps:
             self._publish(args)
-        self._steps_made += 1
         return result
 
     def _prepare_steps(self) -> list[StepArgs]:
@@ -372,21 +347,6 @@ class TermOptimizer(Optimizer):
             return False
         self._table_cache.allocate(self.param_groups, self.state, len(self.terms))
         return True
-
-    def _warn_of_misuse(self) -> None:
-        """Warn once of gradients that this step ignores, and once of other processes that it knows nothing of."""
-        params = self._params()
-        stride = max(1, len(params) // SAMPLE)  # looking at all, in every step, would take as long as a small step
-        sample = params[self._steps_made % stride :: stride]
-        if any(p.grad is not None for p in sample) and self._collector.has_unowned_grads(params):
-            self._warn_once("ignored gradients", IGNORED_GRADIENTS)
-        if self._steps_made == 0 and not self._is_averaged and (processes := self._communicator.ignored_processes()):
-            self._warn_once("other processes", f"this is one of {processes} processes, and {IGNORED_PROCESSES}")
-
-    @property
-    def _is_averaged(self) -> bool:
-        """Whether something else can average the gradients, because there is one backward pass."""
-        return False
 
     def _validate_groups(self) -> list[Hyperparameters]:
         """Return the groups' hyper-parameters. Validates only what has changed since the last step."""
