@@ -37,6 +37,7 @@ class TermOptimizer(Optimizer):
     """
 
     hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
+    _collector: GradientCollector
     _step_supports_amp_scaling = True  # so that GradScaler calls step(), which says what to call instead
 
     @torch._disable_dynamo  # a graph break in torch's __init__ would lose the attributes set before it
@@ -59,14 +60,14 @@ class TermOptimizer(Optimizer):
         self._has_fixed_terms = terms is not None
         self._communicator = Communicator(process_group)
         self.hyperparameters.from_group(defaults)
-        names = check_terms(terms or ())
+        names = None if terms is None else check_terms(terms)
+        if names == ():
+            raise ValueError("terms is empty; name all loss terms, or leave it out")
         super().__init__(params, defaults)
-        if self._has_fixed_terms:
+        if names is not None:
             self._set_terms(names)
             self._check_terms(names, allow_more=False)
         self._reset()
-
-    _collector: GradientCollector
 
     def _reset(self) -> None:
         """Forget the waiting gradients and everything derived from groups and state."""

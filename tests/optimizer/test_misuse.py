@@ -164,6 +164,8 @@ def test_the_order_of_fixed_terms_says_which_is_the_first() -> None:
         (("a", "a"), ValueError, r"terms is \['a', 'a'\]; each name may stand there once"),
         ((("a", 1),), TypeError, "term .* is a tuple"),
         (3, TypeError, "terms is 3"),
+        (0, TypeError, "terms is 0"),
+        ((), ValueError, "terms is empty; name all loss terms, or leave it out"),
     ],
 )
 def test_bad_terms(make: Any, terms: Any, error: type[Exception], message: str) -> None:
