@@ -57,6 +57,7 @@ class AnchorWatch:
             self._has_warned = True
             warn_user(WARNING)
 
+    @torch.inference_mode(False)  # its tensors outlive the step
     def _look_at(self, args: StepArgs) -> None:
         table = args.table
         # A fill for each run of equal codes: copying a list to the device could wait for it.

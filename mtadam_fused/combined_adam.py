@@ -339,6 +339,7 @@ class CombinedAdam(TermOptimizer):
         own = ("rule", "passes", "_weights")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
+    @torch._disable_dynamo  # as __init__
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         saved = self.param_groups[0].get("rule")

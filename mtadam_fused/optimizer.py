@@ -421,6 +421,7 @@ class TermOptimizer(Optimizer):
         """Return what pickling and copying keep: everything but the gradients that wait for a step."""
         return super().__getstate__() | {name: getattr(self, name) for name in OWN_ATTRIBUTES}
 
+    @torch._disable_dynamo  # as __init__
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take loaded, unpickled or copied state."""
         super().__setstate__(state)
