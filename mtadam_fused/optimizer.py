@@ -306,6 +306,9 @@ class TermOptimizer(Optimizer):
                 self._collector.refuse_unowned_grads(self._params(), self._param_names())
             return result
         steps = self._prepare_steps()
+        if self.keep_combined_grad:
+            for args in steps:  # before the first kernel: their addresses are looked up once
+                args.allocate_combined()
         self._ask(steps)
         self._misuse_watch.look_at_step(self._params(), self._collector, self._communicator)
         for args in steps:
@@ -316,8 +319,6 @@ class TermOptimizer(Optimizer):
             # Kernels need dense memory: parameters with gaps are stepped in a dense copy.
             for row in args.needs_copy:
                 args.table.dense[row].copy_(args.table.local_params[row])
-            if self.keep_combined_grad:
-                args.allocate_combined()
         # After an interrupt from here on nothing waits that could be stepped on twice.
         self._collector.clear()
         self._collector.forget_combined()

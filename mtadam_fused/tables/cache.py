@@ -52,14 +52,15 @@ class ParamTableCache:
                 terms = [k for k, row in enumerate(grads) if row[i] is not None]
                 if terms or p in state:
                     grow_state(state[p], p, terms, amsgrad[i], self._state_layout)
+            self._layout = None  # after an interrupt nothing here is current
             self._tables = build_tables(groups, state, len(grads), self._state_layout)
             self._has_shards = any(table.has_shards for table in self._tables)
-            self._layout = self._layout_of(groups, params, len(grads))
             self._state_values = list(iter_state_values(state))
             self._sampled_pointers = sample_pointers(state)
             names = [self._state_layout.exp_avg_sq_names([k])[0] for k in range(len(grads))]
             self._has_state = [[name in state.get(p, ()) for p in params] for name in names]
             self._all_have_state = all(map(all, self._has_state))
+            self._layout = self._layout_of(groups, params, len(grads))
         return self._tables
 
     def allocate(self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int) -> None:
@@ -91,7 +92,7 @@ class ParamTableCache:
         """Return what the tables depend on besides the state."""
         sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
         local = to_locals(params) if self._has_shards else params
-        return terms, sizes, [p.data_ptr() for p in local], [p.stride() for p in local], [p.numel() for p in local]
+        return terms, sizes, [(p.data_ptr(), p.dtype, p.stride(), p.numel()) for p in local]
 
     def _have_state(self, grads: TermGradients) -> bool:
         """Return whether every pair that has a gradient has its state."""

@@ -90,15 +90,17 @@ def grow_state(state: State, param: Tensor, terms: Sequence[int], amsgrad: bool,
     def zeros() -> Tensor:
         return torch.zeros_like(param, dtype=dtype, requires_grad=False)
 
-    state.setdefault("step", torch.zeros((), dtype=torch.float32, device=param.device))
+    grown: State = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
     if layout.has_norms:
-        state.setdefault("norm_avg", torch.empty(0, dtype=dtype, device=param.device))
+        grown["norm_avg"] = torch.empty(0, dtype=dtype, device=param.device)
+    grown |= state
     for name in ("exp_avg", *layout.exp_avg_sq_names(terms)):
-        if name not in state:
-            state[name] = zeros()
-    for name in moments(state):
-        state[name] = dense_like(param, state[name], dtype)
+        if name not in grown:
+            grown[name] = zeros()
+    for name in moments(grown):
+        grown[name] = dense_like(param, grown[name], dtype)
     if amsgrad:
-        for name in [name for name in moments(state) if name.startswith("exp_avg_sq")]:
-            if f"max_{name}" not in state:
-                state[f"max_{name}"] = zeros()
+        for name in [name for name in moments(grown) if name.startswith("exp_avg_sq")]:
+            if f"max_{name}" not in grown:
+                grown[f"max_{name}"] = zeros()
+    state.update(grown)  # at once, so that an interrupt leaves no part of it

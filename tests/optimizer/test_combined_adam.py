@@ -418,3 +418,12 @@ def test_other_states_are_refused(backend: str) -> None:
     mtadam.step()
     with pytest.raises(ValueError, match="has exp_avg_sq0, of an optimizer with a second moment per term"):
         gradnorm.load_state_dict(mtadam.state_dict())
+
+
+def test_combined_gradients_of_a_rule_that_has_looked_at_dot_products(backend: str) -> None:
+    p = nn.Parameter(torch.ones(35))
+    optimizer = CombinedAdam([p], GradientNormalization(), keep_combined_grad=True, backend=backend)
+    for _ in range(2):
+        optimizer.backward({"a": 3 * p.sum()})
+        optimizer.step()
+        torch.testing.assert_close(p.grad, torch.full((35,), 35**-0.5))

@@ -143,3 +143,21 @@ def test_a_gradient_added_to_the_one_that_was_left_is_of_no_term(backend: str) -
     p.sum().backward()
     with pytest.raises(RuntimeError, match="belongs to no term"):
         optimizer.step()
+
+
+def test_another_type_at_the_same_address(backend: str) -> None:
+    memory = torch.zeros(256, dtype=torch.uint8)
+    wide, narrow = memory.view(torch.float32), memory[:128].view(torch.bfloat16)
+    p, q = nn.Parameter(wide), nn.Parameter(torch.ones(64))
+    p.data.fill_(1.0)
+    ours, other = (MTAdam([parameter], lr=0.5, backend=backend) for parameter in (p, q))
+    for parameter, optimizer in ((p, ours), (q, other)):
+        run_backward(optimizer, [parameter])
+        optimizer.step()
+        values = parameter.data.bfloat16()
+        memory[128:].fill_(7)
+        parameter.data = narrow.copy_(values) if parameter is p else values
+        run_backward(optimizer, [parameter])
+        optimizer.step()
+    assert torch.equal(p, q)
+    assert memory[128:].eq(7).all()  # beyond the parameter
