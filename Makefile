@@ -57,7 +57,7 @@ clean:
 # Editable, so that the tests see the sources; rebuilt when what is compiled has changed.
 $(INSTALLED): $(BIN)/pip $(SOURCES)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install --quiet --group dev --group frameworks
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -350,6 +350,10 @@ class TermOptimizer(Optimizer):
         self._table_cache.allocate(self.param_groups, self.state, len(self.terms))
         return True
 
+    def clip_grad_norm_(self, max_norm: float, *, error_if_nonfinite: bool = False) -> Any:
+        """Clip the gradients that wait for the step, in a way that subclasses choose; return norms before clipping."""
+        raise NotImplementedError
+
     def _validate_groups(self) -> list[Hyperparameters]:
         """Return the groups' hyper-parameters. Validates only what has changed since the last step."""
         known = self._validated + [None] * (len(self.param_groups) - len(self._validated))

@@ -1,0 +1,70 @@
+"""Several losses in a LightningModule under automatic optimization. Tested with lightning 2.6.
+
+Manual optimization needs nothing from here: call ``self.optimizers().optimizer.backward(losses)``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..gradients.losses import sum_losses
+from .unwrap import find_term_optimizer, refuse_scaler
+
+
+class TermLosses:
+    """Mixin of a LightningModule whose ``training_step`` returns ``self.term_losses({...})``. ::
+
+        class Network(TermLosses, LightningModule):
+            def training_step(self, batch, batch_idx):
+                ...
+                return self.term_losses({"depth": depth_loss, "normals": normals_loss})
+
+            def configure_optimizers(self):
+                return BalancedAdam(self.named_parameters(), process_group=torch.distributed.group.WORLD)
+
+    The Trainer's ``accumulate_grad_batches`` and ``gradient_clip_val`` work: the latter calls ``clip_grad_norm_`` of
+    the optimizer. In several processes give the optimizer the ``process_group``, as above; it is None in one. With
+    mixed precision use ``precision="bf16-mixed"``.
+    """
+
+    trainer: Any
+    optimizers: Any
+    _losses: dict[Any, Tensor] | None = None
+
+    def term_losses(self, losses: Mapping[Any, Tensor]) -> Tensor:
+        """Keep ``losses`` for the backward pass, and return their sum, as ``training_step`` has to."""
+        self._losses = dict(losses)
+        total = sum_losses(self._losses.values())
+        return total.requires_grad_()  # Lightning wants a loss with a graph; this one is not differentiated
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Give the kept losses to the optimizer; or ``loss`` to Lightning, where ``training_step`` kept none.
+
+        Raises:
+            TypeError: the optimizer is none of this package.
+            RuntimeError: the Trainer has a GradScaler.
+        """
+        losses, self._losses = self._losses, None
+        if losses is None:
+            super().backward(loss, *args, **kwargs)  # type: ignore[misc]
+            return
+        refuse_scaler(getattr(self.trainer.precision_plugin, "scaler", None), "use Trainer(precision='bf16-mixed')")
+        parts = self.trainer.accumulate_grad_batches
+        optimizer = find_term_optimizer(self.optimizers(use_pl_optimizer=False))
+        optimizer.backward({term: each / parts for term, each in losses.items()})
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip what waits in the optimizer, by norm.
+
+        Raises:
+            TypeError: the optimizer is none of this package.
+            ValueError: another algorithm than "norm".
+        """
+        if not gradient_clip_val:
+            return
+        if (gradient_clip_algorithm or "norm") != "norm":
+            raise ValueError(f"gradient_clip_algorithm is '{gradient_clip_algorithm}'; use 'norm'")
+        find_term_optimizer(optimizer).clip_grad_norm_(gradient_clip_val)

@@ -1,0 +1,66 @@
+"""Several losses in a transformers.Trainer. Tested with transformers 5.24."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..gradients.losses import sum_losses
+from .unwrap import find_term_optimizer, refuse_scaler
+
+
+class TermLosses:
+    """Mixin of a Trainer that says in :meth:`compute_losses` what its losses are. ::
+
+        class AuxiliaryTrainer(TermLosses, Trainer):
+            def compute_losses(self, model, inputs):
+                outputs = model(**inputs)
+                return {"labels": outputs.loss, "sparsity": ...}, outputs
+
+        optimizer = BalancedAdam(model.named_parameters(), process_group=torch.distributed.group.WORLD)
+        trainer = AuxiliaryTrainer(model, args, train_dataset=..., optimizers=(optimizer, scheduler))
+
+    ``gradient_accumulation_steps`` and ``max_grad_norm`` work: the latter calls ``clip_grad_norm_`` of the optimizer.
+    In several processes give the optimizer the ``process_group``, as above; it is None in one. With mixed precision use
+    ``bf16=True``.
+    """
+
+    args: Any
+    accelerator: Any
+    optimizer: Any
+    current_gradient_accumulation_steps: int
+
+    def compute_losses(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Mapping[Any, Tensor], Any]:
+        """Return the losses by term, scalars, and the model's outputs; yours to write."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute_losses(model, inputs)")
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """Return the sum of the losses, for evaluation."""
+        losses, outputs = self.compute_losses(model, inputs)
+        total = sum_losses(losses.values())
+        return (total, outputs) if return_outputs else total
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Give the losses of a batch to the optimizer, and return their sum.
+
+        Raises:
+            TypeError: the optimizer is none of this package.
+            RuntimeError: the Trainer has a GradScaler.
+        """
+        refuse_scaler(self.accelerator.scaler, "use TrainingArguments(bf16=True)")
+        model.train()
+        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            losses, _ = self.compute_losses(model, inputs)
+        parts = self.current_gradient_accumulation_steps
+        return find_term_optimizer(self.optimizer).backward({term: loss / parts for term, loss in losses.items()})
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        """Clip what waits in the optimizer; return one norm, to be logged."""
+        found = find_term_optimizer(self.optimizer).clip_grad_norm_(self.args.max_grad_norm)
+        return torch.stack(list(found.values())).norm() if isinstance(found, dict) else found
+
+    def _get_grad_norm(self, model: Any, grad_norm: Tensor | None = None) -> Tensor | None:
+        """Return the norm before clipping, to be logged; None where nothing is clipped."""
+        return grad_norm

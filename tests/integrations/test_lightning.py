@@ -1,0 +1,151 @@
+"""A LightningModule with the mixin makes the steps of a plain loop: accumulation, clipping, manual optimization."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
+from mtadam_fused.rules import UPGrad
+from oracles.tolerances import same
+
+pytest.importorskip("lightning")
+from lightning import LightningModule, Trainer
+
+from mtadam_fused.integrations.lightning import TermLosses
+
+BATCHES, PARTS = 6, 2
+MAKERS: dict[str, Any] = {
+    "MTAdam": MTAdam,
+    "BalancedAdam": BalancedAdam,
+    "CombinedAdam": lambda params, **options: CombinedAdam(params, UPGrad(), **options),
+    "Adam": torch.optim.Adam,
+}
+
+
+def make_network() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+def losses_of(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    out = network(x)
+    return {"a": out.square().mean(), "b": 100 * (out - x[:, :2]).abs().mean()}
+
+
+def inputs() -> Tensor:
+    return torch.randn(4 * BATCHES, 3, generator=torch.Generator().manual_seed(1))
+
+
+class Module(TermLosses, LightningModule):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.network = make_network()
+        self.totals: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = losses_of(self.network, batch[0])
+        if self.name == "Adam":  # no optimizer of ours: a plain loss
+            return torch.stack(list(losses.values())).sum()
+        total = self.term_losses(losses)
+        self.totals.append(total.item())
+        return total
+
+    def configure_optimizers(self) -> Any:
+        return MAKERS[self.name](self.network.parameters(), lr=0.1)
+
+
+def fit(module: LightningModule, **options: Any) -> list[Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            **options,
+        )
+        trainer.fit(module, DataLoader(TensorDataset(inputs()), batch_size=4))
+    return [p.detach() for p in module.parameters()]
+
+
+def loop(name: str, parts: int, max_norm: float | None) -> list[Tensor]:
+    """Train as the Trainer should, without it."""
+    network = make_network()
+    optimizer = MAKERS[name](network.parameters(), lr=0.1)
+    for i, x in enumerate(inputs().split(4)):
+        losses = {term: loss / parts for term, loss in losses_of(network, x).items()}
+        if name == "Adam":
+            torch.stack(list(losses.values())).sum().backward()
+        else:
+            optimizer.backward(losses)
+        if (i + 1) % parts == 0:
+            if max_norm:
+                optimizer.clip_grad_norm_(max_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+    return [p.detach() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam"])
+@pytest.mark.parametrize("parts", [1, PARTS])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_the_trainer_makes_the_steps_of_a_loop(name: str, parts: int, max_norm: float | None) -> None:
+    module = Module(name)
+    found = fit(module, accumulate_grad_batches=parts, gradient_clip_val=max_norm)
+    assert same(found, loop(name, parts, max_norm))
+    assert not same(found, loop(name, 3 - parts, max_norm))
+    assert not same(found, loop(name, parts, None if max_norm else 1.0))
+    assert len(module.totals) == BATCHES
+
+
+def test_a_rule_and_clipping() -> None:
+    assert same(fit(Module("CombinedAdam"), gradient_clip_val=1.0), loop("CombinedAdam", 1, 1.0))
+
+
+def test_a_plain_loss_is_lightnings_affair() -> None:
+    assert same(fit(Module("Adam"), accumulate_grad_batches=PARTS), loop("Adam", PARTS, None))
+
+
+def test_manual_optimization_needs_no_mixin() -> None:
+    class Manual(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.network = make_network()
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            optimizer.optimizer.backward(losses_of(self.network, batch[0]))
+            optimizer.optimizer.clip_grad_norm_(1.0)
+            optimizer.step()
+
+        def configure_optimizers(self) -> BalancedAdam:
+            return BalancedAdam(self.parameters(), lr=0.1)
+
+    assert same(fit(Manual()), loop("BalancedAdam", 1, 1.0))
+
+
+def test_errors_name_the_remedy() -> None:
+    module = Module("Adam")
+    module.training_step = lambda batch, batch_idx: module.term_losses(losses_of(module.network, batch[0]))  # type: ignore
+    with pytest.raises(TypeError, match="the optimizer is a Adam; give the trainer one of mtadam_fused"):
+        fit(module)
+    with pytest.raises(ValueError, match="gradient_clip_algorithm is 'value'; use 'norm'"):
+        fit(Module("MTAdam"), gradient_clip_val=1.0, gradient_clip_algorithm="value")
+
+
+def test_a_grad_scaler_is_refused() -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(RuntimeError, match=r"float16 training .* use Trainer\(precision='bf16-mixed'\)"):
+        fit(Module("MTAdam"), plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
