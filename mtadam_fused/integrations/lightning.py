@@ -66,5 +66,5 @@ class TermLosses:
         if not gradient_clip_val:
             return
         if (gradient_clip_algorithm or "norm") != "norm":
-            raise ValueError(f"gradient_clip_algorithm is '{gradient_clip_algorithm}'; use 'norm'")
+            raise ValueError(f"gradient_clip_algorithm is {gradient_clip_algorithm}; use norm")
         find_term_optimizer(optimizer).clip_grad_norm_(gradient_clip_val)

@@ -139,7 +139,7 @@ def test_errors_name_the_remedy() -> None:
     module.training_step = lambda batch, batch_idx: module.term_losses(losses_of(module.network, batch[0]))  # type: ignore
     with pytest.raises(TypeError, match="the optimizer is a Adam; give the trainer one of mtadam_fused"):
         fit(module)
-    with pytest.raises(ValueError, match="gradient_clip_algorithm is 'value'; use 'norm'"):
+    with pytest.raises(ValueError, match=r"gradient_clip_algorithm is .*; use norm"):
         fit(Module("MTAdam"), gradient_clip_val=1.0, gradient_clip_algorithm="value")
 
 
