@@ -70,4 +70,4 @@ class GradNorm(Rule):
         return {"weights": self._weights, "initial_losses": self._progress.initial}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._weights, self._progress.initial = state["weights"], state["initial_losses"]
+        self._weights, self._progress.initial = state["weights"].clone(), state["initial_losses"].clone()

@@ -134,5 +134,5 @@ class GradientNormalization(Rule):
         return {"initial_losses": self._progress.initial, "ratios": self._ratios, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._progress.initial = state["initial_losses"]
+        self._progress.initial = state["initial_losses"].clone()
         self._ratios, self._step = state["ratios"].clone(), state["step"].clone()

@@ -112,4 +112,4 @@ class PCD(GramRule):
         return {"averages": self._averages, "missing": self._missing}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._averages, self._missing = state["averages"], state["missing"]
+        self._averages, self._missing = state["averages"].clone(), state["missing"].clone()

@@ -88,7 +88,7 @@ class Rule:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned."""
+        """Load copies of what :meth:`state_dict` returned."""
 
     def __repr__(self) -> str:
         names = [*self.shown, *(name for name, usual in self.shown_if_changed.items() if getattr(self, name) != usual)]

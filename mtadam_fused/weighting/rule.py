@@ -134,7 +134,8 @@ class RuleWeighting(Weighting):
 
     def set_extra_state(self, state: Any) -> None:
         """Load what :meth:`get_extra_state` returned."""
-        self._weights, self._calls = dict(state["weights"]), state["calls"]
+        self._weights = {term: weight.clone() for term, weight in state["weights"].items()}
+        self._calls = state["calls"]
         self._refreshed = tuple(state["refreshed"])
         self.rule.load_state_dict(state["rule"])
 

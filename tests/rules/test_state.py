@@ -58,13 +58,21 @@ def test_state_stays_in_its_memory(make: Callable[[], Rule]) -> None:
     assert {name: value.data_ptr() for name, value in tensors(rule.state_dict()).items()} == before
 
 
-def test_pcgrad_does_not_count_in_the_memory_of_the_saved_state() -> None:
-    rule = PCGrad(seed=3)
-    saved = {"seed": 5, "step": torch.tensor(7)}
-    rule.load_state_dict(saved)
-    weigh(rule, 0)
-    assert saved["step"] == 7
-    assert rule.state_dict()["step"] == 8
+@every_rule
+def test_a_loaded_state_is_copied(make: Callable[[], Rule]) -> None:
+    """Neither does the rule change the given state, nor do later changes of that reach the rule."""
+    first, second = make(), make()
+    weigh(first, 0)
+    given = copy.deepcopy(first.state_dict())
+    saved = copy.deepcopy(given)
+    second.load_state_dict(given)
+    for step in range(1, 4):
+        weigh(second, step)
+    torch.testing.assert_close(given, saved, rtol=0, atol=0)
+    second.load_state_dict(given)
+    for value in tensors(given).values():
+        value += 1
+    torch.testing.assert_close(second.state_dict(), saved, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

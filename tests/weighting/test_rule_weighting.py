@@ -206,6 +206,18 @@ def test_state_goes_on() -> None:
     assert repr(first) == "RuleWeighting(GradNorm(alpha=1.5, lr=0.025), every=2)"
 
 
+def test_loaded_weights_are_copied() -> None:
+    """Later changes of the given state do not reach the weighting."""
+    trunk = Trunk()
+    first, second = (RuleWeighting(MGDA("loss+"), trunk.last.parameters()) for _ in range(2))
+    first(trunk.losses(trunk.features(0)))
+    given = copy.deepcopy(first.state_dict())
+    second.load_state_dict(given)
+    for weight in given["_extra_state"]["weights"].values():
+        weight.zero_()
+    assert second.last_weights() == first.last_weights()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_losses_of_other_types(dtype: torch.dtype) -> None:
     trunk = Trunk(torch.float32)
