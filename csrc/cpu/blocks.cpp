@@ -19,12 +19,28 @@ MTADAM_FN void prefetch(const T* from, int64_t n) {
 constexpr int64_t kAhead = 4096;
 
 // Sums run in independent lanes, which are added pairwise at the end. So the result depends neither on the instruction
-// set nor on the address. The lanes are a vector of the widest instruction set; on others the compiler uses several.
+// set nor on the address. The lanes are a vector of the widest instruction set, and several of the others: one vector
+// that the machine lacks would live in memory.
 constexpr int64_t kLaneBytes = 64;
+#if defined(__AVX512F__)
+constexpr int64_t kRegisterBytes = 64;
+#elif defined(__AVX__)
+constexpr int64_t kRegisterBytes = 32;
+#else
+constexpr int64_t kRegisterBytes = 16;
+#endif
 template <class C>
-using Lanes [[gnu::vector_size(kLaneBytes)]] = C;
+struct Lanes {
+  using Register [[gnu::vector_size(kRegisterBytes)]] = C;
+  Register part[kLaneBytes / kRegisterBytes];
+};
 template <class C>
 constexpr int64_t kLanes = kLaneBytes / sizeof(C);
+
+template <class C>
+MTADAM_FN void add_product(Lanes<C>& sum, const Lanes<C>& a, const Lanes<C>& b) {
+  for (int64_t i = 0; i < kLaneBytes / kRegisterBytes; ++i) sum.part[i] += a.part[i] * b.part[i];
+}
 
 // Loads n elements, then zeros.
 template <class C, class G>
@@ -58,7 +74,7 @@ MTADAM_FN void add_products(const G* const* grad, const G* one, int64_t n, Lanes
   if (kWhich == Products::kOneMore) load_lanes<C>(more, one, n);
   for (int k = 0, product = 0; k < T; ++k)
     for (int j = kWhich == Products::kPairs ? 0 : k; j <= k; ++j, ++product)
-      sum[product] += g[k] * (kWhich == Products::kOneMore ? more : g[j]);
+      add_product(sum[product], g[k], kWhich == Products::kOneMore ? more : g[j]);
 }
 
 // Reads all gradients together: memory serves several streams faster than one after another.
