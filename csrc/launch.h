@@ -113,7 +113,7 @@ struct DeviceArgs : StepArgs<C> {
   const Chunk* chunk;          // [chunks]
   int64_t chunks;
   int64_t chunk_elements;   // of all chunks but the last of a row, which may be shorter; a multiple of 16
-  C* partial;               // [sums, chunks] sums over the elements of a chunk; null if the norms are there already
+  double* partial;          // [sums, chunks] sums over the elements of a chunk; null if the norms are there already
   StepFactors<C>* factors;  // [rows]
   const int32_t* order;     // [2 * chunks] for kMtadamStep: the order in which blocks take work, see mtadam_step.cu
   unsigned* queue;          // [1 + rows] counters for kMtadamStep, zeros before a launch and after

@@ -8,7 +8,8 @@ Automatic Balancing of Multiple Training Loss Terms" (arXiv 2006.14683). The K f
 and the step, and only their sum is used, so one is kept. CombinedAdam has :func:`term_gram`, then a rule of
 ``mtadam_fused.rules`` in the place of stage 2, then :func:`combined_adam`.
 
-The arithmetic is float64 for float64 parameters and float32 for all others. Nothing waits for a device.
+The arithmetic is float64 for float64 parameters and float32 for all others; dot products are float64. Nothing waits for
+a device.
 """
 
 import math
@@ -267,23 +268,24 @@ def mtadam_update(
     return combined
 
 
-def term_gram(grads: Sequence[Sequence[Tensor | None]], like: Tensor) -> Tensor:
+def term_gram(grads: Sequence[Sequence[Tensor | None]], device: torch.device) -> Tensor:
     """Compute the dot products of the terms' gradients.
 
     Args:
         grads: ``[L][K]`` gradients, None where a term is absent.
-        like: a tensor whose dtype the products are made in; they are summed in float64.
+        device: where to leave the result.
 
     Returns:
-        ``[L, K, K]`` float64 on the device of ``like``, 0 where either term is absent.
+        ``[L, K, K]`` float64, 0 where either term is absent. Made of float64 products: those of large float32 gradients
+        would overflow, and those of small ones vanish.
     """
-    gram = torch.zeros(len(grads), len(grads[0]), len(grads[0]), dtype=torch.float64, device=like.device)
+    gram = torch.zeros(len(grads), len(grads[0]), len(grads[0]), dtype=torch.float64, device=device)
     for row, of_row in zip(gram, grads, strict=True):
-        for k, grad in enumerate(of_row):
-            for j, other in enumerate(of_row[: k + 1]):
-                if grad is not None and other is not None:
-                    row[k, j] = (grad.to(like.dtype) * other.to(like.dtype)).sum(dtype=torch.float64)
-                    row[j, k] = row[k, j]
+        present = [(k, grad.double()) for k, grad in enumerate(of_row) if grad is not None]
+        for k, grad in present:
+            for j, other in present:
+                if j <= k:
+                    row[k, j] = row[j, k] = (grad * other).sum()
     return gram
 
 

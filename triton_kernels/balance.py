@@ -35,7 +35,7 @@ def balance(
     is_present = tl.load(grad + term * rows + r, is_term, other=0) != 0
     pair = r * TERMS + term
     if FOLD:
-        norm = row_norms(chunk_start, partial, r, term, is_present, TERMS, WIDTH)
+        norm = row_norms(chunk_start, partial, r, term, is_present, TERMS, WIDTH).to(C)
         tl.store(norms + pair, norm, is_term)
     else:
         norm = tl.load(norms + pair, is_term, other=float("nan"))

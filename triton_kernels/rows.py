@@ -35,7 +35,7 @@ def row_sums(partial, first, last, offset, mask, COUNT: tl.constexpr, WIDTH: tl.
     while start < last:
         number = start + tl.arange(0, BLOCK)
         wanted = (number < last)[:, None] & mask[None, :]
-        sums += tl.load(partial + number[:, None] * COUNT + offset[None, :], wanted, other=0.0).to(tl.float64)
+        sums += tl.load(partial + number[:, None] * COUNT + offset[None, :], wanted, other=0.0)
         start += BLOCK
     return tl.sum(sums, axis=0)
 

@@ -1,4 +1,7 @@
-"""The dot products of the terms' gradients: sums over chunks, then over the chunks of a row."""
+"""The dot products of the terms' gradients: sums over chunks, then over the chunks of a row.
+
+In float64: products of large float32 gradients would overflow, and those of small ones vanish.
+"""
 
 import triton
 import triton.language as tl
@@ -6,22 +9,19 @@ import triton.language as tl
 from .memory import WIDE, chunk_of, kernel
 from .rows import row_sums
 
-TILE_BITS = tl.constexpr(1 << 19)  # of products that a program holds at once
+TILE = tl.constexpr(1 << 13)  # products that a program holds at once
 
 
 @triton.jit
-def products(
-    address, is_present, begin, end, TYPE: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr
-):  # fmt: skip
+def products(address, is_present, begin, end, TYPE: tl.constexpr, WIDTH: tl.constexpr):
     """Return [WIDTH, WIDTH] dot products over a chunk of gradients of TYPE at ``address`` [WIDTH]; 0 where absent."""
-    TILE: tl.constexpr = TILE_BITS // C.primitive_bitwidth
     ELEMENTS: tl.constexpr = TILE // (WIDTH * WIDTH) if TILE > WIDTH * WIDTH else 1
-    sums = tl.zeros([WIDTH, WIDTH, ELEMENTS], C)
+    sums = tl.zeros([WIDTH, WIDTH, ELEMENTS], tl.float64)
     first = begin
     while first < end:
         i = first + tl.arange(0, ELEMENTS)
         mask = is_present[:, None] & (i < end)[None, :]
-        g = tl.load(address.to(tl.pointer_type(TYPE))[:, None] + i[None, :], mask, other=0.0).to(C)
+        g = tl.load(address.to(tl.pointer_type(TYPE))[:, None] + i[None, :], mask, other=0.0).to(tl.float64)
         sums += g[:, None, :] * g[None, :, :]
         first += ELEMENTS
     return tl.sum(sums, axis=2)
@@ -31,26 +31,25 @@ def products(
 def term_gram(
     chunk,  # [programs] of Chunk
     grad,  # [terms, rows] int64: addresses, 0 where absent
-    partial,  # [chunks, terms * (terms + 1) / 2] of the arithmetic type: the lower triangle, row by row
+    partial,  # [chunks, terms * (terms + 1) / 2] float64: the lower triangle, row by row
     rows: tl.int64,
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,  # the power of 2 from TERMS on
     PARAM: tl.constexpr,  # the type of the parameters of these chunks
 ):
     """Run a program per chunk, which reads each gradient once."""
-    C: tl.constexpr = partial.dtype.element_ty
     PAIRS: tl.constexpr = TERMS * (TERMS + 1) // 2
     r, begin, end, number = chunk_of(chunk)
     term = tl.arange(0, WIDTH)
     address = tl.load(grad + term * rows + r, term < TERMS, other=0)
     is_present = address != 0
-    if PARAM == C:
-        sums = products(address, is_present, begin, end, PARAM, C, WIDTH)
+    if PARAM.primitive_bitwidth >= 32:
+        sums = products(address, is_present, begin, end, PARAM, WIDTH)
     else:
         if tl.max(address & WIDE, axis=0) != 0:  # of all gradients of a row or of none
-            sums = products(address & ~WIDE, is_present, begin, end, C, C, WIDTH)
+            sums = products(address & ~WIDE, is_present, begin, end, tl.float32, WIDTH)
         else:
-            sums = products(address, is_present, begin, end, PARAM, C, WIDTH)
+            sums = products(address, is_present, begin, end, PARAM, WIDTH)
     pair = term[:, None] * (term[:, None] + 1) // 2 + term[None, :]
     lower = (term[None, :] <= term[:, None]) & (term < TERMS)[:, None]
     tl.store(partial + number * PAIRS + pair, sums, lower)

@@ -23,13 +23,13 @@ def squares(grad, begin, end, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.co
 def term_norms(
     chunk,  # [programs] of Chunk
     grad,  # [terms, rows] int64: addresses, 0 where absent
-    partial,  # [chunks, terms] of the arithmetic type
+    partial,  # [chunks, terms] float64
     rows: tl.int64,
     TERMS: tl.constexpr,
     PARAM: tl.constexpr,  # the type of the parameters of these chunks
 ):
     """Run a program per chunk."""
-    C: tl.constexpr = partial.dtype.element_ty
+    C: tl.constexpr = tl.float64 if PARAM.primitive_bitwidth == 64 else tl.float32
     r, begin, end, number = chunk_of(chunk)
     out = partial + number * TERMS
     for k in range(TERMS):
@@ -43,10 +43,10 @@ def term_norms(
 
 @triton.jit
 def row_norms(chunk_start, partial, r, term, is_present, TERMS: tl.constexpr, WIDTH: tl.constexpr):
-    """Return norms [WIDTH] of a row's gradients from the sums of its chunks, NaN where absent."""
+    """Return norms [WIDTH] float64 of a row's gradients from the sums of its chunks, NaN where absent."""
     first, last = tl.load(chunk_start + r), tl.load(chunk_start + r + 1)
     squares = row_sums(partial, first, last, term, is_present, TERMS, WIDTH)
-    return tl.where(is_present, tl.sqrt(squares), float("nan")).to(partial.dtype.element_ty)
+    return tl.where(is_present, tl.sqrt(squares), float("nan"))
 
 
 @kernel

@@ -67,34 +67,34 @@ template <int T, Products kWhich>
 constexpr int kProducts = kWhich == Products::kPairs ? T * (T + 1) / 2 : T;
 
 // Adds the products of n elements of each gradient, at most a vector of each.
-template <class C, class G, int T, Products kWhich>
-MTADAM_FN void add_products(const G* const* grad, const G* one, int64_t n, Lanes<C> (&sum)[kProducts<T, kWhich>]) {
-  Lanes<C> g[T], more;
-  for (int k = 0; k < T; ++k) load_lanes<C>(g[k], grad[k], n);
-  if (kWhich == Products::kOneMore) load_lanes<C>(more, one, n);
+template <class A, class G, int T, Products kWhich>
+MTADAM_FN void add_products(const G* const* grad, const G* one, int64_t n, Lanes<A> (&sum)[kProducts<T, kWhich>]) {
+  Lanes<A> g[T], more;
+  for (int k = 0; k < T; ++k) load_lanes<A>(g[k], grad[k], n);
+  if (kWhich == Products::kOneMore) load_lanes<A>(more, one, n);
   for (int k = 0, product = 0; k < T; ++k)
     for (int j = kWhich == Products::kPairs ? 0 : k; j <= k; ++j, ++product)
       add_product(sum[product], g[k], kWhich == Products::kOneMore ? more : g[j]);
 }
 
 // Reads all gradients together: memory serves several streams faster than one after another.
-template <class C, class G, int T, Products kWhich>
-void products(const void* const* grads, const void* one_more, int64_t n, C* sums) {
-  Lanes<C> sum[kProducts<T, kWhich>] = {};
+template <class A, class G, int T, Products kWhich>
+void products(const void* const* grads, const void* one_more, int64_t n, A* sums) {
+  Lanes<A> sum[kProducts<T, kWhich>] = {};
   const G* grad[T];
   for (int k = 0; k < T; ++k) grad[k] = static_cast<const G*>(grads[k]);
   const G* one = static_cast<const G*>(one_more);
-  for (int64_t i = 0; i < n; i += kLanes<C>) {
+  for (int64_t i = 0; i < n; i += kLanes<A>) {
     if (kWhich != Products::kOneMore)  // these are in the cache
-      for (int k = 0; k < T; ++k) prefetch(grad[k] + kAhead / sizeof(G), kLanes<C>);
-    if (i + kLanes<C> <= n)
-      add_products<C, G, T, kWhich>(grad, one, kLanes<C>, sum);
+      for (int k = 0; k < T; ++k) prefetch(grad[k] + kAhead / sizeof(G), kLanes<A>);
+    if (i + kLanes<A> <= n)
+      add_products<A, G, T, kWhich>(grad, one, kLanes<A>, sum);
     else
-      add_products<C, G, T, kWhich>(grad, one, n - i, sum);
-    for (int k = 0; k < T; ++k) grad[k] += kLanes<C>;
-    if (kWhich == Products::kOneMore) one += kLanes<C>;
+      add_products<A, G, T, kWhich>(grad, one, n - i, sum);
+    for (int k = 0; k < T; ++k) grad[k] += kLanes<A>;
+    if (kWhich == Products::kOneMore) one += kLanes<A>;
   }
-  for (int k = 0; k < kProducts<T, kWhich>; ++k) sums[k] = sum_of_lanes<C>(sum[k]);
+  for (int k = 0; k < kProducts<T, kWhich>; ++k) sums[k] = sum_of_lanes<A>(sum[k]);
 }
 
 // Adds one term to a block: its h_k to `combined`, and its gradient to its second moment, which bounds `largest`.
@@ -196,11 +196,10 @@ void combined_adam(const BlockArgs<C>& at, int64_t n, const RowScalars<C>& row) 
 }
 
 // The functions for 1 to kGradsPerPass gradients.
-#define MTADAM_SUMS(of, C, G) \
-  {products<C, G, 1, of>, products<C, G, 2, of>, products<C, G, 3, of>, products<C, G, 4, of>}
+#define MTADAM_SUMS(of, A, G) \
+  {products<A, G, 1, of>, products<A, G, 2, of>, products<A, G, 3, of>, products<A, G, 4, of>}
 
-#define MTADAM_FLOAT_SUMS(of) \
-  {{}, MTADAM_SUMS(of, float, float), MTADAM_SUMS(of, float, BFloat16), MTADAM_SUMS(of, float, Half)}
+#define MTADAM_FLOAT_SUMS(of, A) {{}, MTADAM_SUMS(of, A, float), MTADAM_SUMS(of, A, BFloat16), MTADAM_SUMS(of, A, Half)}
 
 // The functions for float32 arithmetic and the storage types that go with it.
 #define MTADAM_UPDATES(of)                                                                                          \
@@ -226,8 +225,11 @@ const Blocks<double> float64 = {
 
 extern const Blocks<float> float32;
 const Blocks<float> float32 = {
-    MTADAM_FLOAT_SUMS(Products::kSquares), MTADAM_FLOAT_SUMS(Products::kPairs), MTADAM_FLOAT_SUMS(Products::kOneMore),
-    MTADAM_UPDATES(mtadam_update),         MTADAM_UPDATES(combined_adam),
+    MTADAM_FLOAT_SUMS(Products::kSquares, float),
+    MTADAM_FLOAT_SUMS(Products::kPairs, double),
+    MTADAM_FLOAT_SUMS(Products::kOneMore, double),
+    MTADAM_UPDATES(mtadam_update),
+    MTADAM_UPDATES(combined_adam),
 };
 
 }  // namespace mtadam::cpu::MTADAM_ISA

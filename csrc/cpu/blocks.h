@@ -38,16 +38,17 @@ constexpr int64_t kGradsPerPass = 4;
 // first-level cache.
 constexpr int64_t kElementsPerTile = 1024;
 
-// Sums products of some gradients over n elements, in an order that depends on n alone.
-template <class C>
-using Sums = void (*)(const void* const* grads, const void* one_more, int64_t n, C* sums);
+// Sums products of some gradients over n elements, in type A and in an order that depends on n alone.
+template <class A>
+using Sums = void (*)(const void* const* grads, const void* one_more, int64_t n, A* sums);
 
 template <class C>
 struct Blocks {
-  // By gradient type and number of gradients (less one): their squares; the products of all pairs, (0, 0), (1, 0),
-  // (1, 1), (2, 0), ...; the products with one more gradient, when all are in the cache.
-  Sums<C> squares[kStorageTypes][kGradsPerPass], pairs[kStorageTypes][kGradsPerPass],
-      with_one[kStorageTypes][kGradsPerPass];
+  // By gradient type and number of gradients (less one): their squares.
+  Sums<C> squares[kStorageTypes][kGradsPerPass];
+  // The products of all pairs, (0, 0), (1, 0), (1, 1), (2, 0), ...; the products with one more gradient, when all are
+  // in the cache. In double: those of large float32 gradients would overflow, and those of small ones vanish.
+  Sums<double> pairs[kStorageTypes][kGradsPerPass], with_one[kStorageTypes][kGradsPerPass];
   Updates<C> mtadam_update, combined_adam;
 };
 

@@ -11,7 +11,7 @@ void add_products(const Present& present, int64_t first, int64_t n, int64_t term
   const int64_t last = std::min(first + kGradsPerPass, present.count());
   const void* const* const grad = present.grad.data();
   const auto at = [&](int64_t k, int64_t j) -> double& { return gram[present.term[k] * terms + present.term[j]]; };
-  C sums[kGradsPerPass * (kGradsPerPass + 1) / 2];
+  double sums[kGradsPerPass * (kGradsPerPass + 1) / 2];
   blocks<C>().pairs[present.type][last - first - 1](grad + first, nullptr, n, sums);
   for (int64_t k = first, pair = 0; k < last; ++k)
     for (int64_t j = first; j <= k; ++j, ++pair) at(k, j) += sums[pair];

@@ -52,7 +52,9 @@ struct KernelArgs : DeviceArgs<C> {
     return this->wants_combined ? address[this->terms * count + r - first] : 0;
   }
   MTADAM_FN bool has(int64_t flag, int64_t r) const { return address[r - first] & flag; }
-  MTADAM_FN C& partial_sum(int64_t number, int64_t chunk) const { return this->partial[number * this->chunks + chunk]; }
+  MTADAM_FN double& partial_sum(int64_t number, int64_t chunk) const {
+    return this->partial[number * this->chunks + chunk];
+  }
 };
 static_assert(sizeof(KernelArgs<double, kFewAddresses>) <= 4096, "most models' argument is at most 4 KB");
 static_assert(sizeof(KernelArgs<double, kMaxAddresses>) <= 32764, "a kernel's argument is at most 32,764 bytes");

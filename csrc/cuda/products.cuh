@@ -13,17 +13,22 @@ constexpr int kProducts = kWhich == Products::kSquares ? T
                           : kWhich == Products::kPairs ? T * (T + 1) / 2
                                                        : T * T;
 
+// What a block sums products of gradients of arithmetic type C in. As float, those of pairs, which rules divide by each
+// other, would overflow for large gradients and vanish for small ones.
+template <class C, Products kWhich>
+using SumType = std::conditional_t<kWhich == Products::kSquares, C, double>;
+
 // Adds the products of V elements of one tile's terms with those of another's, row after row.
-template <Products kWhich, int V, class C, class G, int T>
+template <Products kWhich, int V, class A, class G, int T>
 __device__ inline void add_products(const Tile<G, T>& rows, const Tile<G, T>& columns, int64_t i,
-                                    C (&sums)[kProducts<T, kWhich>]) {
-  Pack<C, V> column[T];
+                                    A (&sums)[kProducts<T, kWhich>]) {
+  Pack<A, V> column[T];
 #pragma unroll
-  for (int j = 0; j < T; ++j) column[j] = columns.template load<C, V>(j, i);
+  for (int j = 0; j < T; ++j) column[j] = columns.template load<A, V>(j, i);
   int n = 0;
 #pragma unroll
   for (int k = 0; k < T; ++k) {
-    const Pack<C, V> row = kWhich == Products::kAll ? rows.template load<C, V>(k, i) : column[k];
+    const Pack<A, V> row = kWhich == Products::kAll ? rows.template load<A, V>(k, i) : column[k];
 #pragma unroll
     for (int j = kWhich == Products::kSquares ? k : 0; j < (kWhich == Products::kAll ? T : k + 1); ++j, ++n) {
 #pragma unroll
@@ -34,10 +39,9 @@ __device__ inline void add_products(const Tile<G, T>& rows, const Tile<G, T>& co
 
 // The products of the T terms from `row` on with those from `column` on, summed over a chunk, the n-th to thread n.
 template <int T, Products kWhich, class S>
-__device__ inline typename S::Arithmetic chunk_products(const S& args, const Chunk& chunk, int64_t row,
-                                                        int64_t column) {
+__device__ inline auto chunk_products(const S& args, const Chunk& chunk, int64_t row, int64_t column) {
   using C = typename S::Arithmetic;
-  C sums[kProducts<T, kWhich>] = {};
+  SumType<C, kWhich> sums[kProducts<T, kWhich>] = {};
   with_grad_type(args, chunk.row, [&](auto grad) {
     using G = decltype(grad);
     const Tile<G, T> rows(args, chunk.row, row), columns(args, chunk.row, column);

@@ -32,7 +32,7 @@ __device__ inline double row_sums(const S& args, int64_t r, int64_t first, int64
   for (int64_t c = args.chunk_start[r] + threadIdx.x; c < args.chunk_start[r + 1]; c += Threads) {
 #pragma unroll
     for (int n = 0; n < N; ++n)
-      if (first + n < last) sums[n] += double(args.partial_sum(first + n, c));
+      if (first + n < last) sums[n] += args.partial_sum(first + n, c);
   }
   return block_sums<Threads>(sums);
 }

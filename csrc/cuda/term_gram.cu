@@ -4,11 +4,7 @@ namespace mtadam::cuda {
 namespace {
 
 // Terms whose products a block sums together, in registers. Up to so many terms, each gradient is read once.
-template <class C>
-constexpr int kTermsPerTile = 24 / sizeof(C);
-
-// For at most so many terms: fewer registers.
-constexpr int kFewTermsPerTile = 4;
+constexpr int kTermsPerTile = 4;
 
 struct Pair {
   int64_t k, j;
@@ -24,17 +20,15 @@ MTADAM_FN int64_t number_of(const Pair& pair) { return pair.k * (pair.k + 1) / 2
 
 MTADAM_FN int64_t pairs_of(int64_t n) { return n * (n + 1) / 2; }
 
-template <int T>
-MTADAM_FN int64_t tiles_of(int64_t terms) {
-  return (terms + T - 1) / T;
-}
+MTADAM_FN int64_t tiles_of(int64_t terms) { return (terms + kTermsPerTile - 1) / kTermsPerTile; }
 
 // The products of the terms within each tile, a block per chunk and tile; or those of the terms of two tiles, a block
 // per chunk and pair of tiles. Blocks of one chunk follow each other, so that most read it from the cache. Without the
 // bound of one block, ptxas spills registers to make room for more.
-template <int T, Products kWhich, class S>
+template <Products kWhich, class S>
 __global__ void __launch_bounds__(kThreads, 1) term_gram_kernel(const __grid_constant__ S args) {
-  const int64_t tiles = tiles_of<T>(args.terms);
+  constexpr int T = kTermsPerTile;
+  const int64_t tiles = tiles_of(args.terms);
   const int64_t blocks = kWhich == Products::kPairs ? tiles : pairs_of(tiles - 1);
   const Chunk chunk = chunk_of(args, blockIdx.x / blocks);
   if (!args.has(kHasGrad, chunk.row)) return;
@@ -68,14 +62,9 @@ __global__ void __launch_bounds__(kFoldThreads) fold_kernel(const __grid_constan
 
 template <class S>
 void term_gram(const S& args, int64_t chunks, cudaStream_t stream) {
-  if (args.terms <= kFewTermsPerTile) {
-    launch_blocks(term_gram_kernel<kFewTermsPerTile, Products::kPairs, S>, chunks, stream, args);
-  } else {
-    constexpr int T = kTermsPerTile<typename S::Arithmetic>;
-    const int64_t tiles = tiles_of<T>(args.terms);
-    launch_blocks(term_gram_kernel<T, Products::kPairs, S>, chunks * tiles, stream, args);
-    launch_blocks(term_gram_kernel<T, Products::kAll, S>, chunks * pairs_of(tiles - 1), stream, args);
-  }
+  const int64_t tiles = tiles_of(args.terms);
+  launch_blocks(term_gram_kernel<Products::kPairs, S>, chunks * tiles, stream, args);
+  launch_blocks(term_gram_kernel<Products::kAll, S>, chunks * pairs_of(tiles - 1), stream, args);  // none for one tile
   launch_blocks(fold_kernel<S>, args.count * pairs_of(args.terms), stream, args, kFoldThreads);
 }
 

@@ -138,7 +138,7 @@ class DeviceBuffers:
     @cached_property
     def partial(self) -> Tensor:
         """Scratch for sums over chunks."""
-        return torch.empty(self._sums, dtype=self.factors.dtype, device=self.factors.device)
+        return torch.empty(self._sums, dtype=torch.float64, device=self.factors.device)
 
     def hyperparameters(self, args: StepArgs) -> tuple[Tensor, Tensor]:
         """Return on the device groups ``[groups * len(GROUP_FIELDS)]`` and term weights ``[groups * terms]``."""

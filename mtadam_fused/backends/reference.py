@@ -71,7 +71,7 @@ class ReferenceBackend:
 
     def term_gram(self, args: StepArgs) -> None:
         grads = list(zip(*args.grads, strict=True))
-        args.table.gram.copy_(reference.term_gram(grads, like=args.table.norms))
+        args.table.gram.copy_(reference.term_gram(grads, args.table.device))
 
     def combined_adam(self, args: StepArgs) -> None:
         count_step(args)

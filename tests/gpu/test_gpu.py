@@ -19,7 +19,7 @@ from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_combi
 from tests.support.cuda_graphs import captured
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, Training, start_training
-from tests.support.stages import check_other_norms, check_stages
+from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -88,6 +88,11 @@ def test_stages_one_by_one_are_the_step(backend: str) -> None:
     for name in ("MTAdam", "BalancedAdam"):
         check_stages(backend, "cuda", name=name)
     check_other_norms(backend, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dot_products_beyond_float32(dtype: torch.dtype, gpu_backend: str) -> None:
+    check_products_beyond_float32(gpu_backend, dtype, "cuda")
 
 
 @in_one_launch_too

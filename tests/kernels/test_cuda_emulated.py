@@ -26,7 +26,7 @@ from tests.support.cases import (
 from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES, check_trace
 from tests.support.small_problem import OPTIMIZERS, start_training
-from tests.support.stages import check_other_norms, check_stages
+from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
 from tests.support.strategies import cases
 
 EXAMPLES = 40
@@ -156,6 +156,11 @@ def test_every_choice(choices: dict[str, Any], dtype: torch.dtype, cuda: Backend
 def test_dot_products_of_many_terms(dtype: torch.dtype, terms: int, cuda: Backend) -> None:
     shapes, layouts = ((2 * 8192 + 5,), (3, 7), (0,)), ("contiguous", "offset", "contiguous")
     CombinedCase(dtype, shapes, layouts, layouts, terms, seed=3, absent=0.2, steps=2).run(cuda)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dot_products_beyond_float32(dtype: torch.dtype, cuda: Backend) -> None:
+    check_products_beyond_float32(cuda, dtype)
 
 
 def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: Backend) -> None:

@@ -53,7 +53,7 @@ def test_every_type_compiles(compiled: dict[str, Any]) -> None:
     assert sorted(first) == sorted(["balance"] + 3 * ["mtadam_update", "term_norms"])
     assert not second
     first, second = compiled["runs"]["combined, all types"]
-    assert sorted(first) == sorted(["begin_step", "fold_gram"] + 3 * ["combined_adam", "term_gram"])
+    assert sorted(first) == sorted(["begin_step"] + 3 * ["combined_adam", "term_gram"])
     assert not second
     assert compiled["refused"]
 

@@ -20,6 +20,7 @@ from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.rules import MGDA, PCD, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 from oracles.tolerances import TooFar, check_values
 from tests.support.cases import DTYPES, Case, CombinedCase
+from tests.support.stages import check_products_beyond_float32
 from tests.support.strategies import cases
 
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1}
@@ -179,6 +180,11 @@ def test_accumulated_losses_add_up_and_absent_ones_are_nan(backend: str) -> None
     assert spy.losses[0].item() == one.item()
     assert spy.losses[1].isnan()
     assert spy.gram[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dot_products_beyond_float32(dtype: torch.dtype, backend: str) -> None:
+    check_products_beyond_float32(backend, dtype)
 
 
 class LoudestOnly(Rule):

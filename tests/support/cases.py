@@ -229,7 +229,7 @@ class CombinedCase(Case):
             for row, gram in zip(table.positions, table.gram.cpu().numpy(), strict=True):
                 expected, size = products(grads[row], self.terms, fault)
                 assert np.array_equal(gram, gram.T)
-                if (np.abs(gram - expected) > GRAM_RELATIVE[table.dtype] * size).any():
+                if (np.abs(gram - expected) > GRAM_RELATIVE * size).any():
                     raise TooFar(f"{gram} is not {expected}")
 
 
@@ -240,8 +240,7 @@ def give_one_sign(of_terms: dict[int, Tensor]) -> None:
         g.abs_().mul_(signs[0])
 
 
-# Of the sum of the products' absolute values, by arithmetic: some fifty roundings one after another.
-GRAM_RELATIVE = {torch.float64: 1e-14, torch.float32: 3e-6}
+GRAM_RELATIVE = 1e-14  # of the sum of the products' absolute values: some fifty roundings one after another, in float64
 
 
 def products(grads: dict[int, Tensor], terms: int, fault: str | None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,17 @@
-"""MTAdam's stages one by one, as sharded parameters need them: each stage leaves what the next one takes."""
+"""The kernels one by one.
+
+MTAdam's stages, as sharded parameters need them: each stage leaves what the next one takes. And dot products.
+"""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mtadam_fused import CombinedAdam
 from mtadam_fused.backends import Backend
 from mtadam_fused.hyperparameters import MTAdamHyperparameters
+from mtadam_fused.rules import MGDA
 from mtadam_fused.tables import ParamTable, StepArgs
 from mtadam_fused.tables.layout import TermGradients
 from oracles.tolerances import TooFar, check_values, same
@@ -69,3 +74,21 @@ def check_other_norms(backend: str | Backend, device: str = "cpu") -> None:
     except TooFar:
         return
     raise AssertionError("the norms of parts were taken")
+
+
+def check_products_beyond_float32(backend: str | Backend, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Check dot products that float32 cannot hold, too large and too small ones, over several chunks."""
+    generator = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.zeros(2500, dtype=dtype, device=device))
+    sizes = (1e20, 1e-25, 1.0, 1e20, 1e-25)
+    grads = [(size * torch.randn(p.shape, generator=generator, dtype=torch.float64)).to(dtype) for size in sizes]
+    optimizer = CombinedAdam([p], MGDA(), backend=backend)
+    for term, grad in enumerate(grads):
+        with optimizer.term(term):
+            p.grad = grad.to(device)
+    optimizer.step()
+    (table,) = optimizer._table_cache._tables
+    rows = torch.stack(grads).double()
+    norms = rows.norm(dim=1)
+    expected = (rows / norms[:, None]) @ (rows / norms[:, None]).T
+    torch.testing.assert_close(table.gram[0].cpu() / norms / norms[:, None], expected, rtol=0, atol=1e-14)
