@@ -20,6 +20,8 @@ Args unpack(const py::buffer& buffer) {
   if (info.size * info.itemsize != int64_t(sizeof(Args)))
     throw std::invalid_argument("the arguments have " + std::to_string(info.size * info.itemsize) + " bytes; " +
                                 std::to_string(sizeof(Args)) + " are needed: reinstall mtadam_fused");
+  if (!PyBuffer_IsContiguous(info.view(), 'C'))
+    throw std::invalid_argument("the arguments are not contiguous: pass a dense buffer, such as an array");
   Args args;
   std::memcpy(&args, info.ptr, sizeof args);
   return args;

@@ -72,6 +72,14 @@ def test_fields_of_triton() -> None:
 
 
 @pytest.mark.skipif(native.module is None, reason="the native module was not built")
+@pytest.mark.parametrize("step", [2, -1])
+def test_arguments_with_gaps_are_refused(step: int) -> None:
+    nothing = array("q", bytes(8 * 17 * abs(step)))  # no rows: read in the wrong order it is harmless
+    with pytest.raises(ValueError, match="the arguments are not contiguous"):
+        native.module.term_norms(False, memoryview(nothing)[::step])
+
+
+@pytest.mark.skipif(native.module is None, reason="the native module was not built")
 def test_arguments_of_another_size_are_refused() -> None:
     values = native.pack(step_args().members())
     with pytest.raises(ValueError, match="the arguments have 128 bytes; 136 are needed"):
