@@ -103,7 +103,7 @@ def row_scalars(args: StepArgs, row: int) -> reference.RowScalars:
     """Return the scalars of a row's step, as the updates of ``mtadam_fused.reference`` take them."""
     table = args.table
     group = args.groups[table.group_indices[row]]
-    lr = group.lr.reshape(()) if isinstance(group.lr, Tensor) else group.lr
+    lr = group.lr.reshape(()).to(table.dtype) if isinstance(group.lr, Tensor) else group.lr
     beta1, beta2 = group.betas[:2]
     l2_decay, decoupled_decay = group.decays
     factors = reference.step_factors(lr, beta1, beta2, group.eps, decoupled_decay, table.steps[row].to(table.dtype))
