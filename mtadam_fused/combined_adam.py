@@ -94,7 +94,7 @@ class CombinedAdam(TermOptimizer):
         params: Any,
         rule: Rule,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,

@@ -1,7 +1,7 @@
 """The hyper-parameters of a parameter group: their defaults, their ranges, their errors."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -47,19 +47,19 @@ class Hyperparameters:
 
     @classmethod
     def from_group(cls: type[Self], group: Mapping[str, Any]) -> Self:
-        """Read and validate a parameter group.
+        """Read and validate a parameter group. Betas in Tensors become numbers.
 
         Raises:
             ValueError: a value is out of its range; the message names it, and what to use instead.
         """
-        hyperparameters = cls(**{name: group[name] for name in cls.names()})
+        hyperparameters = cls(**{name: group[name] for name in cls.names()} | {"betas": read_betas(group["betas"])})
         hyperparameters.check()
         return hyperparameters
 
     def is_current(self, group: Mapping[str, Any]) -> bool:
         """Return whether these are plainly still the values of ``group``, so that it needs no validation.
 
-        False for values that can change in place, such as a learning rate in a Tensor.
+        False for values that can change in place, such as a learning rate or betas in Tensors.
         """
         return all(group[name] is value and isinstance(value, IMMUTABLE) for name, value in vars(self).items())
 
@@ -119,6 +119,7 @@ class MTAdamHyperparameters(Hyperparameters):
         if self.norm_init not in NORM_INITS:
             raise ValueError(f"norm_init is {self.norm_init!r}; it must be one of {', '.join(NORM_INITS)}")
         check_term_weights(self.term_weights)
+        check_no_negative_weight(self.term_weights)
         if not isinstance(self.anchor, Hashable) or self.anchor is None:
             raise ValueError(
                 f"anchor is {self.anchor!r}; it must be one of {', '.join(ANCHORS)}, or the name of a term"
@@ -208,11 +209,45 @@ def check_lr(lr: Any) -> None:
         check_not_negative("lr", lr.item())
 
 
+def read_betas(betas: Any) -> Any:
+    """Return ``betas`` with numbers in the place of Tensors, which torch.optim.Adam takes too; else ``betas`` itself.
+
+    Raises:
+        ValueError: a Tensor of several elements, or on a device, where reading it would wait for the device.
+    """
+    if not isinstance(betas, Sequence) or not any(isinstance(beta, Tensor) for beta in betas):
+        return betas
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ValueError(f"betas[{i}] is a Tensor of shape {tuple(beta.shape)}; it must have one element")
+        if isinstance(beta, Tensor) and beta.device.type != "cpu":
+            raise ValueError(
+                f"betas[{i}] is a Tensor on {beta.device}; each step would wait for it: use a number, or a Tensor on "
+                "the CPU"
+            )
+    return tuple(beta.item() if isinstance(beta, Tensor) else beta for beta in betas)
+
+
 def check_betas(betas: Any, decayed: Sequence[str]) -> None:
     """Raise ValueError unless ``betas`` are numbers in [0, 1), one for each name of what they decay."""
     is_sequence = isinstance(betas, Sequence) and len(betas) == len(decayed)
     if not (is_sequence and all(is_number(b) and 0.0 <= b < 1.0 for b in betas)):
         raise ValueError(f"betas is {betas!r}; it must be {len(decayed)} numbers in [0, 1), for {', '.join(decayed)}")
+
+
+def check_no_negative_weight(term_weights: TermWeights) -> None:
+    """Raise ValueError for a negative weight, which would maximize that term."""
+    for key, weight in items_of(term_weights):
+        if weight < 0:
+            raise ValueError(
+                f"term_weights[{key!r}] is {weight!r}; it must be at least 0: to maximize this term alone, change the "
+                "sign of its loss; to maximize all terms, use maximize=True"
+            )
+
+
+def items_of(weights: TermWeights) -> Iterable[tuple[Any, float]]:
+    """Return the weights by the terms' names or positions; none for None."""
+    return weights.items() if isinstance(weights, Mapping) else enumerate(weights or ())
 
 
 def check_term_weights(weights: Any, name: str = "term_weights") -> None:
@@ -221,6 +256,6 @@ def check_term_weights(weights: Any, name: str = "term_weights") -> None:
         return
     if not isinstance(weights, (Mapping, Sequence)) or isinstance(weights, str):
         raise ValueError(f"{name} is {weights!r}; it must be a mapping from term to number, or a sequence of numbers")
-    for key, weight in weights.items() if isinstance(weights, Mapping) else enumerate(weights):
+    for key, weight in items_of(weights):
         if not is_number(weight) or not math.isfinite(weight):
             raise ValueError(f"{name}[{key!r}] is {weight!r}; it must be a finite number")

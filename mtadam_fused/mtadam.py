@@ -108,7 +108,7 @@ class MTAdam(TermOptimizer):
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9),
+        betas: tuple[float | Tensor, float | Tensor, float | Tensor] = (0.9, 0.999, 0.9),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,

@@ -13,7 +13,8 @@ class FixedWeights(Rule):
     """Weight the terms the same way at every step: Adam on the weighted sum of the losses.
 
     Args:
-        weights: a mapping from the terms' names, or a sequence in the terms' order; default 1 for each.
+        weights: a mapping from the terms' names, or a sequence in the terms' order; default 1 for each. A negative one
+            maximizes that loss.
 
     Raises:
         ValueError: weights that are not finite numbers; at a step, not one for each term.

@@ -1,11 +1,11 @@
 """A user's number for each term."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..hyperparameters import TermWeights, check_term_weights, weights_of
+from ..hyperparameters import TermWeights, check_term_weights, items_of, weights_of
 
 
 class PerTerm:
@@ -51,6 +51,6 @@ def check_preference(preference: TermWeights) -> None:
     check_term_weights(preference, "preference")
     if preference is None:
         return
-    weights = preference.values() if isinstance(preference, Mapping) else preference
+    weights = [weight for _, weight in items_of(preference)]
     if any(weight < 0 for weight in weights) or not any(weights):
         raise ValueError(f"preference is {preference!r}; it must have numbers of at least 0, and one above 0")

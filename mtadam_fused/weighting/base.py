@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..gradients.losses import Losses, is_free_to_read, named_losses
 from ..gradients.terms import check_terms
-from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, is_number, weights_of
+from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, is_number, items_of, weights_of
 from ..reference import arithmetic_type
 
 
@@ -93,7 +93,7 @@ def numbers_by_term(
     if given is None:
         return None
     if not signed:
-        for key, number in given.items() if isinstance(given, Mapping) else enumerate(given):
+        for key, number in items_of(given):
             check_not_negative(f"{name}[{key!r}]", number)
     names = terms or (tuple(given) if isinstance(given, Mapping) else tuple(range(len(given))))
     return dict(zip(names, weights_of(given, names, name=name), strict=True))

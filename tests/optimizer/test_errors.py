@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtadam_fused import MTAdam
+from mtadam_fused import BalancedAdam, MTAdam
 from mtadam_fused.gradients.collector import check_gradient
 
 
@@ -51,12 +51,28 @@ def trained(backend: str) -> tuple[MTAdam, nn.Parameter]:
         ({"term_weights": 3.0}, "term_weights is 3.0"),
         ({"term_weights": [1.0, "x"]}, r"term_weights\[1\] is 'x'"),
         ({"term_weights": {"a": math.nan}}, r"term_weights\['a'\] is nan"),
+        ({"term_weights": {"a": 1.0, "b": -0.5}}, r"term_weights\['b'\] is -0.5; it must be at least 0.*maximize=True"),
+        ({"term_weights": [-1.0]}, r"term_weights\[0\] is -1.0; it must be at least 0"),
+        ({"betas": (torch.tensor(0.9), 0.999, torch.tensor(1.5))}, r"betas is \(0.8999.*, 0.999, 1.5\)"),
+        ({"betas": (torch.tensor([0.9, 0.9]), 0.999, 0.9)}, r"betas\[0\] is a Tensor of shape \(2,\)"),
+        ({"betas": (0.9, torch.tensor(0.9, device="meta"), 0.9)}, r"betas\[1\] is a Tensor on meta; .* use a number"),
         ({"backend": "tpu"}, "backend is 'tpu'"),
     ],
 )
 def test_hyperparameters(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MTAdam([nn.Parameter(torch.ones(2))], **options)
+    for make in (MTAdam, BalancedAdam):
+        with pytest.raises(ValueError, match=message):
+            make([nn.Parameter(torch.ones(2))], **options)
+
+
+def test_negative_term_weights_set_later_refuse_the_step(trained) -> None:
+    optimizer, p = trained
+    optimizer.param_groups[0]["term_weights"] = {"a": 1.0, "b": -1.0}
+    optimizer.backward({"a": p.sum(), "b": p.square().sum()})
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"term_weights\['b'\] is -1.0"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
 
 
 @pytest.mark.parametrize("name", ["lr", "term_weights", "betas", "eps"])

@@ -1,11 +1,15 @@
 """Gradients taken from the loss terms: backward, term, accumulation, absent terms, groups, schedules."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mtadam_fused import MTAdam
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
 from mtadam_fused.backends import Backend
+from mtadam_fused.rules import FixedWeights
 from oracles.tolerances import same
 from tests.support.cases import check_combined_gradients, check_wide_gradients
 
@@ -259,6 +263,53 @@ def test_learning_rate_in_a_tensor_of_any_shape(backend: str) -> None:
     optimizer.backward([3 * p])
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.tensor(0.75))
+
+
+@pytest.mark.parametrize("make", [MTAdam, BalancedAdam, partial(CombinedAdam, rule=FixedWeights())])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_float32_learning_rate_leaves_float64_exact(
+    shape: tuple[int, ...], make: Callable[..., MTAdam | CombinedAdam], backend: str
+) -> None:
+    p = nn.Parameter(torch.full(shape, 3.0, dtype=torch.float64))
+    options = {"lr": torch.tensor(0.1), "eps": 1e-30, "weight_decay": 0.3, "decoupled_weight_decay": True}
+    optimizer = make([p], backend=backend, **options)
+    with optimizer.term(0):
+        p.grad = torch.full_like(p, 5.0)
+    optimizer.step()
+    nearest = float(torch.tensor(0.1))
+    for lr, is_it in ((nearest, True), (0.1, False)):
+        expected = torch.full_like(p, 3.0 * (1 - lr * 0.3) - lr)  # Adam's first step has the length lr
+        assert torch.allclose(p.detach(), expected, rtol=1e-12, atol=0.0) == is_it
+
+
+@pytest.mark.parametrize(
+    ("make", "betas"), [(MTAdam, (0.5, 0.75, 0.25)), (partial(CombinedAdam, rule=FixedWeights()), (0.5, 0.75))]
+)
+def test_betas_in_tensors_are_numbers(
+    make: Callable[..., MTAdam | CombinedAdam], betas: tuple[float, ...], backend: str
+) -> None:
+    """Also when they change in place."""
+
+    def run(betas: tuple[float | Tensor, ...], later: float | None) -> Tensor:
+        p = nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = make([p], lr=0.1, betas=betas, backend=backend)
+        for step in range(4):
+            if step == 2 and later is not None:
+                (group,) = optimizer.param_groups
+                if isinstance(betas[0], Tensor):
+                    betas[0].fill_(later)
+                else:
+                    group["betas"] = (later, *betas[1:])
+            optimizer.backward([p.square().sum(), p.cos().sum()])
+            optimizer.step()
+        return p.detach()
+
+    def in_tensors() -> tuple[Tensor, ...]:
+        return tuple(torch.tensor(beta) for beta in betas)
+
+    assert torch.equal(run(in_tensors(), None), run(betas, None))
+    assert torch.equal(run(in_tensors(), 0.125), run(betas, 0.125))
+    assert not torch.equal(run(betas, 0.125), run(betas, None))
 
 
 def test_param_group_added_between_backward_and_step(backend: str) -> None:
