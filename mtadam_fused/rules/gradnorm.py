@@ -50,7 +50,7 @@ class GradNorm(Rule):
         self.alpha = alpha
         self.lr = lr
         self._progress = Progress()
-        self._weights = torch.empty(0, dtype=torch.float64)
+        self._weights = torch.empty(0, dtype=torch.float64, device="cpu")
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
         norms = gram.diagonal().sqrt()

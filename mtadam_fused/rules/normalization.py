@@ -82,8 +82,8 @@ class GradientNormalization(Rule):
         self.needs_losses = alpha > 0
         self._progress = Progress()
         self._anchor: int | None = None  # position of the term that is the anchor
-        self._ratios = torch.empty(0, dtype=torch.float64)  # [K], averaged; stays empty if nothing is to be kept
-        self._step = torch.zeros((), dtype=torch.int64)
+        self._ratios = torch.empty(0, dtype=torch.float64, device="cpu")  # [K], averaged; stays empty if not kept
+        self._step = torch.zeros((), dtype=torch.int64, device="cpu")
 
     def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
         super().check_terms(terms, allow_more=allow_more)

@@ -70,8 +70,8 @@ class PCD(GramRule):
         self.beta = beta
         self.eps = eps
         self._first = 0  # position of the primary term
-        self._averages = torch.empty(0, dtype=torch.float64)
-        self._missing = torch.empty(0, dtype=torch.float64)  # weight that the averages still lack
+        self._averages = torch.empty(0, dtype=torch.float64, device="cpu")
+        self._missing = torch.empty(0, dtype=torch.float64, device="cpu")  # weight that the averages still lack
 
     def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
         super().check_terms(terms, allow_more=allow_more)

@@ -46,8 +46,8 @@ class PCGrad(Rule):
         self.reduction = reduction
         if seed is not None and (not hasattr(seed, "__index__") or not 0 <= index(seed) < 2**62):
             raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0 and below 2**62")
-        self.seed = int(torch.randint(2**62, ())) if seed is None else index(seed)
-        self._step = torch.zeros((), dtype=torch.int64)
+        self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else index(seed)
+        self._step = torch.zeros((), dtype=torch.int64, device="cpu")
 
     def orders(self, terms: int) -> Tensor:
         """Return ``[K, K]``: for each of K terms, the order in which it meets the terms at the next step.

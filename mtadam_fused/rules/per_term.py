@@ -25,7 +25,7 @@ class PerTerm:
         self.name = name
         self._values: list[float] = []  # [K]
         self._copied: list[float] = []
-        self._tensor = torch.empty(0)  # self._copied on the device
+        self._tensor = torch.empty(0, device="cpu")  # self._copied on the device
 
     def check_terms(self, terms: Sequence[Hashable], *, allow_more: bool) -> None:
         """Look up the numbers of ``terms``; raise ValueError if there is not one for each."""
@@ -40,9 +40,10 @@ class PerTerm:
                 f"{self.name} is known for {len(self._values)} terms, and there are {len(terms)}; "
                 "call the rule's check_terms(terms) before the rule"
             )
-        if self._copied != self._values or self._tensor.device != terms.device:
+        if self._copied != self._values or (self._tensor.device, self._tensor.dtype) != (terms.device, terms.dtype):
             self._copied = self._values
-            self._tensor = torch.tensor(self._values, dtype=terms.dtype).to(terms.device, non_blocking=True)
+            on_host = torch.tensor(self._values, dtype=terms.dtype, device="cpu")
+            self._tensor = on_host.to(terms.device, non_blocking=True)
         return self._tensor
 
 

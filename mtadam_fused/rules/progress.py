@@ -12,7 +12,7 @@ class Progress:
     """Keep the terms' first losses. ``initial`` is ``[K]`` float64, NaN for a term that has not been seen."""
 
     def __init__(self) -> None:
-        self.initial = torch.empty(0, dtype=torch.float64)
+        self.initial = torch.empty(0, dtype=torch.float64, device="cpu")
 
     def inverse_rates(self, losses: Tensor) -> Tensor:
         """Return ``[K]`` relative inverse training rates: each loss over its first value, over the mean of these.

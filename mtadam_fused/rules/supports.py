@@ -57,7 +57,7 @@ def walk(start: Tensor, aim: Callable[[Tensor, Tensor], Tensor], slopes: Callabl
         slopes: from coefficients to ``[R, K]``, negative for those whose growth lowers the function.
     """
     y, support = start, start > 0
-    is_going = torch.ones(len(start), 1, dtype=torch.bool)
+    is_going = torch.ones(len(start), 1, dtype=torch.bool, device=start.device)
     for _ in range(10 * start.shape[1]):
         target = aim(y, support)
         is_going = is_going & target.isfinite().all(dim=1, keepdim=True)

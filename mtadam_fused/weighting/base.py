@@ -136,6 +136,12 @@ def vector_like(values: Tensor, numbers: Sequence[float]) -> Tensor:
     return torch.stack([values.new_full((), number) for number in numbers])
 
 
+def default_device() -> torch.device:
+    """Return the device for buffers: torch's default, or the CPU for the meta device, which keeps no values."""
+    device = torch.empty(0).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def check_positive(name: str, number: Any) -> None:
     """Raise ValueError unless ``number`` is positive and finite."""
     if not is_number(number) or not 0.0 < number < math.inf:

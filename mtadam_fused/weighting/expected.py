@@ -77,7 +77,10 @@ def count(labels: Any) -> Tensor:
 
 def checked_frequencies(frequencies: Any) -> Tensor:
     """Return ``frequencies`` in float64."""
-    values = torch.as_tensor(frequencies, dtype=torch.float64)
+    if isinstance(frequencies, Tensor):
+        values = frequencies.double()
+    else:
+        values = torch.tensor(frequencies, dtype=torch.float64, device="cpu")
     if values.dim() != 1 or not bool(values.isfinite().all() & (values >= 0).all() & (values.sum() > 0)):
         raise ValueError(f"frequencies is {frequencies!r}; it must be finite numbers of at least 0, not all zero")
     return values

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import Term
-from .base import Weighting, pick, vector_like
+from .base import Weighting, default_device, pick, vector_like
 
 
 class History(NamedTuple):
@@ -36,7 +36,8 @@ class HistoryWeighting(Weighting):
         super().__init__(*arguments)
         self._given_terms = self.terms
         for name, first in self.FIRST.items():
-            self.register_buffer(name, torch.zeros(0, dtype=torch.int64 if isinstance(first, int) else None))
+            dtype = torch.int64 if isinstance(first, int) else None
+            self.register_buffer(name, torch.zeros(0, dtype=dtype, device=default_device()))
 
     def contributions(self, values: Tensor, terms: tuple[Term, ...]) -> Tensor:
         """Return the losses, weighted."""

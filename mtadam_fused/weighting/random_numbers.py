@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..rules.pcgrad import splitmix64
+from .base import default_device
 
 BITS = 53  # of a random integer
 
@@ -30,9 +31,10 @@ class RandomNumbers(nn.Module):
         super().__init__()
         if seed is not None and (not hasattr(seed, "__index__") or not 0 <= index(seed) < 2**62):
             raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0 and below 2**62")
-        number = int(torch.randint(2**62, ())) if seed is None else index(seed)
-        self.register_buffer("seed", torch.tensor(number))
-        self.register_buffer("draws", torch.tensor(0))
+        number = int(torch.randint(2**62, (), device="cpu")) if seed is None else index(seed)
+        device = default_device()
+        self.register_buffer("seed", torch.tensor(number, device=device))
+        self.register_buffer("draws", torch.tensor(0, device=device))
 
     def draw(self, count: int, device: torch.device) -> Tensor:
         """Return ``[count]`` random integers of 53 bits, and count the draw."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hyperparameters import Term, TermWeights
-from .base import Weighting, check_values, pick, positions_of
+from .base import Weighting, check_values, pick, positions_of, vector_like
 
 SMALLEST_P = 1e-4  # it bounds a loss's weight to 5e7; reached at losses of 2e-16 only
 SMALLEST_LOG_VARIANCE = -30.0  # it bounds a loss's weight to 1e13; reached at losses of 1e-13 only
@@ -115,20 +115,17 @@ class KendallUncertainty(LearnedWeighting):
         TypeError: terms that are not names.
     """
 
-    factors: Tensor
-
     def __init__(
         self, terms: Iterable[Term], kinds: Mapping[Any, str] | Sequence[str], *, priorities: TermWeights = None
     ) -> None:
         super().__init__(terms, priorities)
-        factors = [KINDS[kind] for kind in checked_kinds(kinds, self.terms)]
-        self.register_buffer("factors", torch.tensor(factors), persistent=False)
+        self.factors = [KINDS[kind] for kind in checked_kinds(kinds, self.terms)]
         self.log_variance = nn.Parameter(torch.zeros(len(self.terms)))
 
     def objective(self, values: Tensor, positions: list[int]) -> Tensor:
         """Return exp(-s) * L + 0.5 * s, with 0.5 * L for regression."""
         s = pick(self.log_variance, positions).to(values)
-        factors = pick(self.factors, positions).to(values)
+        factors = vector_like(values, [self.factors[i] for i in positions])
         bounded = s.clamp(min=SMALLEST_LOG_VARIANCE)
         return factors * torch.exp(-with_gradient_of(s, bounded)) * values + 0.5 * bounded
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from mtadam_fused import rules
 from mtadam_fused.rules import MGDA, PCD, FairGrad, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 from tests.rules.gradients import conflicting, gram_of
+from tests.support.defaults import unusual_defaults
+from tests.support.rules import ON_GRAM
 
 MAKERS: dict[str, Callable[[], Rule]] = {
     "fixed": lambda: FixedWeights([1.0, 2.0, 3.0]),
@@ -73,6 +75,25 @@ def test_a_loaded_state_is_copied(make: Callable[[], Rule]) -> None:
     for value in tensors(given).values():
         value += 1
     torch.testing.assert_close(second.state_dict(), saved, rtol=0, atol=0)
+
+
+FEW_AND_MANY = [*((make, 3) for make in MAKERS.values()), *((make, 9) for make in ON_GRAM.values())]
+
+
+@pytest.mark.parametrize(("make", "terms"), FEW_AND_MANY, ids=[*MAKERS, *ON_GRAM])
+def test_the_defaults_of_torch_do_not_matter(make: Callable[[], Rule], terms: int) -> None:
+    gram, losses = gram_of(conflicting(terms)), torch.linspace(1.0, 2.0, terms, dtype=torch.float64)
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        rule = make()
+        rule.check_terms("abcdefghi"[:terms], allow_more=False)
+        return [rule(gram, losses / step).clone() for step in (1, 2, 3)]
+
+    expected = run()
+    with unusual_defaults():
+        found = run()
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize(
