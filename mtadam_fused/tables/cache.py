@@ -55,8 +55,9 @@ class ParamTableCache:
             self._layout = None  # after an interrupt nothing here is current
             self._tables = build_tables(groups, state, len(grads), self._state_layout)
             self._has_shards = any(table.has_shards for table in self._tables)
-            self._state_values = list(iter_state_values(state))
-            self._sampled_pointers = sample_pointers(state)
+            states = param_states(state)
+            self._state_values = list(iter_state_values(states))
+            self._sampled_pointers = sample_pointers(states)
             names = [self._state_layout.exp_avg_sq_names([k])[0] for k in range(len(grads))]
             self._has_state = [[name in state.get(p, ()) for p in params] for name in names]
             self._all_have_state = all(map(all, self._has_state))
@@ -80,12 +81,13 @@ class ParamTableCache:
         self, groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], terms: int
     ) -> bool:
         """Return whether the tables' addresses are still those of the parameters and of the state."""
-        same_number = sum(map(len, state.values())) == len(self._state_values)
+        states = param_states(state)
+        same_number = sum(map(len, states)) == len(self._state_values)
         return (
             same_number
             and self._layout == self._layout_of(groups, params, terms)
-            and all(map(is_, iter_state_values(state), self._state_values))
-            and self._sampled_pointers == sample_pointers(state)
+            and all(map(is_, iter_state_values(states), self._state_values))
+            and self._sampled_pointers == sample_pointers(states)
         )
 
     def _layout_of(self, groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
@@ -102,17 +104,22 @@ class ParamTableCache:
         return all(has_state for grad, has_state in pairs if grad is not None)
 
 
-def iter_state_values(state: MutableMapping[Tensor, State]) -> Iterator[Any]:
-    """Iterate over all values of an optimizer's state, also those that users have added."""
-    return chain.from_iterable(map(methodcaller("values"), state.values()))
+def param_states(state: MutableMapping[Tensor, State]) -> list[State]:
+    """Return the states of parameters. Leaves out what users, and hooks, have put beside them that is no dict."""
+    return [value for value in state.values() if isinstance(value, dict)]
 
 
-def sample_pointers(state: MutableMapping[Tensor, State]) -> list[int]:
+def iter_state_values(states: list[State]) -> Iterator[Any]:
+    """Iterate over all values of the parameters' states, also those that users have added."""
+    return chain.from_iterable(map(methodcaller("values"), states))
+
+
+def sample_pointers(states: list[State]) -> list[int]:
     """Return the data pointers of the first parameter's state. Checking all would cost as much as the step.
 
     Whatever moves state to other memory in place (``share_memory_``, a loop over the state) moves all of it.
     """
-    first = next(iter(state.values()), {}).values()
+    first = next((state for state in states if "step" in state), {}).values()
     return [to_local(value).data_ptr() for value in first if isinstance(value, Tensor)]
 
 

@@ -62,10 +62,11 @@ def number_steps(saved: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
+NOTES: dict[str, Any] = {"number": 1, "dict": {"key": "value"}, "tensor": torch.ones(2)}
 OLDER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "without newer keys": lambda saved: without(saved, *OPTIONAL),
     "with steps that are numbers": number_steps,
-    "with entries of the user": lambda saved: {"epoch": 3, **saved, "state": {**saved["state"], "note": 1}},
+    "with entries of the user": lambda saved: {"epoch": 3, **saved, "state": {**NOTES, **saved["state"]}},
 }
 
 
