@@ -39,6 +39,29 @@ def test_groups_are_as_adams(kind: str) -> None:
             assert_same([p], [q])
 
 
+CHANGES: dict[str, Any] = {"lr": 0.3, "betas": (0.5, 0.9), "eps": 0.5, "weight_decay": 2.0, "maximize": True}
+
+
+@every_kind
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_value_changed_by_hand_is_taken_at_the_next_step(kind: str, name: str) -> None:
+    def run(maker: Callable[..., Any], change: bool = True) -> list[nn.Parameter]:
+        params = start()
+        optimizer = maker(kind, params, lr=0.05)
+        (group,) = optimizer.param_groups
+        for value in (CHANGES[name], group[name]):
+            train(optimizer, params, 3)
+            more = group["betas"][2:] if name == "betas" else ()
+            group[name] = ((*value[:2], *more) if name == "betas" else value) if change else group[name]
+        train(optimizer, params, 3)
+        return params
+
+    theirs = run(make_adam)
+    assert_same(run(make), theirs)
+    with pytest.raises(AssertionError):
+        assert_same(run(make, change=False), theirs)
+
+
 @every_kind
 def test_a_group_added_later_is_as_adams(kind: str) -> None:
     def run(maker: Callable[..., Any]) -> list[nn.Parameter]:
@@ -87,7 +110,7 @@ def test_zero_gradients_change_no_parameter(kind: str) -> None:
         p.grad = torch.zeros_like(p)
     step(optimizer)
     assert all(torch.equal(p, q) for p, q in zip(params, start(), strict=True))
-    assert all(state["step"] == 1 for state in optimizer.state.values())
+    assert [optimizer.state[p]["step"].item() for p in params] == [1, 1]
     train(optimizer, params, 1)
     assert not any(torch.equal(p, q) for p, q in zip(params, start(), strict=True))
 
