@@ -103,6 +103,7 @@ def test_saving_and_loading_in_a_compiled_function(kind: str) -> None:
 
 
 @every_kind
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")  # pickle, and it calls ours
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
 def test_copies_in_a_compiled_function(kind: str, copied: Callable[[Any], Any]) -> None:
     params = start()
