@@ -52,7 +52,7 @@ bench-report: $(INSTALLED)
 	$(BIN)/python -m bench.report
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so
+	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so mtadam_fused/_build.json
 
 # Editable, so that the tests see the sources; rebuilt when what is compiled has changed.
 $(INSTALLED): $(BIN)/pip $(SOURCES)

@@ -4,9 +4,11 @@ CUDA kernels are built too where nvcc is found: in CUDA_HOME, else on PATH. MTAD
 "80;90") says for which GPUs; by default for those of this machine, or for the usual ones where it has none.
 
 Ninja runs the compilers, at most MAX_JOBS at a time. What they built stays in build/native-*, so that the next build
-compiles only what has changed.
+compiles only what has changed. `python -m mtadam_fused` shows what was built: beside the module, or in its place, lies
+a file that says so.
 """
 
+import json
 import os
 import platform
 import re
@@ -17,7 +19,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import setuptools
 from setuptools import Extension, setup
@@ -53,6 +55,10 @@ USUAL_ARCHITECTURES = ["80", "90", "100"]
 FOLDER = Path("build", f"native-{sysconfig.get_config_var('SOABI')}")
 VERSIONS = FOLDER / "versions.txt"
 INCLUDE = FOLDER / "include"
+FACTS = "_build.json"  # in the package
+
+NO_NVCC = "no nvcc in CUDA_HOME or on PATH"
+SHOW = "pip install -v shows its messages"
 
 
 def say(text: str) -> None:
@@ -78,6 +84,11 @@ def architectures() -> list[str]:
     return sorted({cap.replace(".", "") for cap in found}, key=int) or USUAL_ARCHITECTURES
 
 
+def instruction_sets() -> list[str]:
+    """Return the instruction sets that the inner loops are compiled for."""
+    return list(INSTRUCTION_SETS) if IS_X86 else ["baseline"]
+
+
 def library_folders(nvcc: str) -> list[str]:
     """Return linker flags for the folders that nvcc itself links from, wherever it is installed."""
     plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
@@ -89,9 +100,20 @@ def quote(words: Iterable[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
-def write_versions(compilers: Iterable[list[str]]) -> None:
+def show_version(compiler: list[str]) -> str:
+    """Return what a compiler prints as its version."""
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+
+
+def describe_version(shown: str) -> str:
+    """Return a compiler's name and version, from what `show_version` returned."""
+    if of_nvcc := re.search(r"^Cuda compilation tools, .* V([\d.]+)$", shown, re.MULTILINE):
+        return f"nvcc {of_nvcc[1]}"
+    return shown.partition("\n")[0] or "a compiler that does not say its version"
+
+
+def write_versions(shown: Iterable[str]) -> None:
     """Make `VERSIONS` newer than all that other versions of the compilers or of pybind11 built."""
-    shown = [subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout for compiler in compilers]
     text = "".join([*shown, f"pybind11 {pybind11.__version__}\n"])
     if not VERSIONS.exists() or VERSIONS.read_text() != text:
         VERSIONS.write_text(text)
@@ -135,7 +157,7 @@ class BuildFile:
         return self.add("cxx", ["csrc/bindings.cpp"], name, flags)
 
     def add_cpu_kernels(self) -> list[str]:
-        isas = list(INSTRUCTION_SETS) if IS_X86 else ["baseline"]
+        isas = instruction_sets()
         flags = {f"{Path(LOOPS).stem}.{isa}": [f"-DMTADAM_ISA={isa}", *INSTRUCTION_SETS[isa]] for isa in isas}
         loops = [self.add("cxx", [LOOPS], f"cpu/{name}.o", flags[name]) for name in flags]
         others = sorted(source for source in Path("csrc/cpu").glob("*.cpp") if source != Path(LOOPS))
@@ -169,28 +191,53 @@ def run_ninja(target: str) -> bool:
     return subprocess.run([*command, *(["-j", jobs] if jobs.isdigit() else [])]).returncode == 0
 
 
+class Plan(NamedTuple):
+    """What the ninja file can build, and with what."""
+
+    modules: list[str]  # the best first
+    cxx: str  # version
+    nvcc: str = ""  # version, empty if there is none
+    archs: tuple[str, ...] = ()
+
+    def facts(self, built: str | None, details: str) -> dict[str, object]:
+        """Return what `FACTS` says of a build.
+
+        Args:
+            built: the module, None if there is none.
+            details: what to add where there is none.
+        """
+        problem = f"the C++ compiler failed{details}"
+        facts: dict[str, object] = {"cpu": {"left_out": problem}, "cuda": {"left_out": problem}}
+        if built:
+            facts["cpu"] = {"compiler": self.cxx, "instruction_sets": instruction_sets()}
+            facts["cuda"] = {"left_out": f"nvcc failed; {SHOW}" if self.nvcc else NO_NVCC}
+            if self.nvcc and built == self.modules[0]:
+                facts["cuda"] = {"compiler": self.nvcc, "architectures": [f"sm_{arch}" for arch in self.archs]}
+        return facts
+
+
 class BuildNative(build_ext):
     """Build the native module, and leave out, loudly, what a compiler fails on."""
 
     def build_extension(self, ext: Extension) -> None:
         try:
-            modules, reason = self.write_build_file(), "its messages are above"
+            plan, reason = self.write_build_file(), "its messages are above"
         except OSError as error:
-            modules, reason = [], str(error)
-        built = next(filter(run_ninja, modules), None)
+            plan, reason = Plan([], ""), str(error)
+        built = next(filter(run_ninja, plan.modules), None)
+        self.write_facts(ext, plan.facts(built, f"; {SHOW}" if plan.modules else f": {reason}"))
         if built is None:
             say(f"the native module is LEFT OUT, because the C++ compiler failed: {reason}")
             say("the package will run in pure PyTorch. Install g++ and Python's headers (python3-dev), and reinstall.")
             self.remove_old(ext)
             return
-        if built != modules[0]:
+        if built != plan.modules[0]:
             say("the CUDA kernels are LEFT OUT, because nvcc failed (see above); the CPU kernels are built alone")
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(built, target)  # with a new time, else setuptools keeps the one that an editable install has
+        # With a new time, else setuptools keeps the one that an editable install has.
+        shutil.copy(built, self.get_ext_fullpath(ext.name))
 
-    def write_build_file(self) -> list[str]:
-        """Write the ninja file; return the modules that it can build, the best first."""
+    def write_build_file(self) -> Plan:
+        """Write the ninja file; return what it can build."""
         cxx = getattr(self.compiler, "compiler_so_cxx", ["g++"])  # Visual C++ has none
         linker = getattr(self.compiler, "linker_so_cxx", ["g++", "-shared"])
         nvcc = find_nvcc()
@@ -198,18 +245,30 @@ class BuildNative(build_ext):
         if nvcc:
             say(f"compiling the CUDA kernels for {', '.join(archs)} with {nvcc}")
         else:
-            say("no nvcc in CUDA_HOME or on PATH: the CUDA kernels are left out")
+            say(f"{NO_NVCC}: the CUDA kernels are left out")
         FOLDER.mkdir(parents=True, exist_ok=True)
-        write_versions([cxx, [nvcc]] if nvcc else [cxx])
+        shown = [show_version(compiler) for compiler in ([cxx, [nvcc]] if nvcc else [cxx])]
+        write_versions(shown)
         link_pybind11()
         with open(FOLDER / "build.ninja", "w") as file:
-            return BuildFile(file, cxx, linker, self.compiler.include_dirs).add_modules(nvcc, archs)
+            modules = BuildFile(file, cxx, linker, self.compiler.include_dirs).add_modules(nvcc, archs)
+        return Plan(modules, *map(describe_version, shown), archs=tuple(archs))
+
+    def module_paths(self, ext: Extension) -> list[Path]:
+        """Return where the module is installed from, and where an editable install has it."""
+        paths = [Path(self.get_ext_fullpath(ext.name))]
+        return [*paths, Path(self.get_ext_filename(ext.name))] if self.editable_mode else paths
+
+    def write_facts(self, ext: Extension, facts: dict[str, object]) -> None:
+        """Write `FACTS` beside the module."""
+        for path in self.module_paths(ext):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
     def remove_old(self, ext: Extension) -> None:
         """Remove the module of an earlier build, else it would be installed, or an editable install would import it."""
-        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-        if self.editable_mode:
-            Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
+        for path in self.module_paths(ext):
+            path.unlink(missing_ok=True)
 
 
 # Its sources are the ninja file's. Optional, else an editable install looks for what could not be built.

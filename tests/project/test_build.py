@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from mtadam_fused.__main__ import build_lines
+
 ROOT = Path(__file__).parents[2]
 SETUP = (ROOT / "setup.py").read_text()
+FACTS = "installed/mtadam_fused/_build.json"
 LOOPS = Path(re.findall(r'^LOOPS = "(.+)"$', SETUP, re.MULTILINE)[0])  # compiled once per instruction set
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on PATH")
@@ -30,9 +33,9 @@ SOURCES = {
 }
 
 # Compiles as C++. In its version, and whether it fails, it follows the environment.
-NVCC = """#!/bin/sh
+NVCC = r"""#!/bin/sh
 case "$*" in
-  *--version*) echo "nvcc $NVCC_VERSION"; exit ;;
+  *--version*) printf 'nvcc: NVIDIA\nCuda compilation tools, release 13.0, V%s\n' "${NVCC_VERSION:-13.0.88}"; exit ;;
   *--dryrun*) echo '#$ LIBRARIES= "-L{toolkit}/lib"' >&2; exit ;;
 esac
 if [ "$NVCC_FAILS" ]; then echo "ptxas fatal: out of registers" >&2; exit 1; fi
@@ -115,6 +118,14 @@ class Tree:
         modules = list(self.folder.glob("installed/mtadam_fused/_C.*"))
         return "cuda" if any(b"cuda_kernels" in path.read_bytes() for path in modules) else "cpu" if modules else "none"
 
+    def said(self) -> list[str]:
+        """Return the lines of `python -m mtadam_fused` on the CPU and CUDA kernels that are installed."""
+        return [line.split("kernels")[1].strip() for line in build_lines(self.folder / FACTS)]
+
+
+def gxx_version() -> str:
+    return subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=True).stdout.strip()
+
 
 def loops(made: set[str]) -> set[str]:
     """Return the objects of the source that is compiled once per instruction set."""
@@ -133,6 +144,12 @@ def test_a_clean_tree_is_built_whole(tree: Tree) -> None:
     assert f"cpu/{LOOPS.stem}.baseline.o" in made
     assert tree.installed() == "cuda"
     assert "LEFT OUT" not in printed
+    of_cpu, of_cuda = tree.said()
+    compiler, _, instruction_sets = of_cpu.partition(" for ")
+    assert compiler.startswith("built with g++")
+    assert gxx_version() in compiler
+    assert {f"cpu/{LOOPS.stem}.{isa}.o" for isa in instruction_sets.split(", ")} == loops(made)
+    assert of_cuda == "built with nvcc 13.0.88 for sm_80, sm_90, sm_100"
 
 
 def test_an_unchanged_tree_builds_nothing(tree: Tree) -> None:
@@ -161,11 +178,14 @@ def test_changed_flags_rebuild_what_they_compile(tree: Tree) -> None:
     tree.build()
     made, _ = tree.build(MTADAM_FUSED_CUDA_ARCHITECTURES="90")
     assert made == {"cuda/balance.o", "cuda/launch.o", "cuda/bindings.o", "cuda.so"}
+    assert tree.said()[1] == "built with nvcc 13.0.88 for sm_90"
 
 
 def test_other_versions_of_compilers_rebuild_all(tree: Tree) -> None:
     everything, _ = tree.build(NVCC_VERSION="12.9")
+    assert tree.said()[1].startswith("built with nvcc 12.9 for")
     assert tree.build(NVCC_VERSION="13.0")[0] == everything
+    assert tree.said()[1].startswith("built with nvcc 13.0 for")
 
 
 def test_another_pybind11_rebuilds_all_but_another_copy_nothing(tree: Tree, tmp_path: Path) -> None:
@@ -191,6 +211,8 @@ def test_a_failing_nvcc_leaves_the_cpu_kernels(tree: Tree) -> None:
     assert "ptxas fatal: out of registers" in printed
     assert "the CUDA kernels are LEFT OUT, because nvcc failed (see above); the CPU kernels are built alone" in printed
     assert tree.installed() == "cpu"
+    assert tree.said()[0].startswith("built with g++")
+    assert tree.said()[1] == "not built: nvcc failed; pip install -v shows its messages"
 
 
 def test_without_nvcc_the_cpu_kernels_are_built_alone(tree: Tree) -> None:
@@ -198,6 +220,7 @@ def test_without_nvcc_the_cpu_kernels_are_built_alone(tree: Tree) -> None:
     assert made == {"cpu/bindings.o", "cpu/launch.o", "cpu.so"} | loops(made)
     assert tree.installed() == "cpu"
     assert "no nvcc in CUDA_HOME or on PATH: the CUDA kernels are left out" in printed
+    assert tree.said()[1] == "not built: no nvcc in CUDA_HOME or on PATH"
 
 
 def test_kernels_that_fail_later_are_not_installed_from_before(tree: Tree) -> None:
@@ -209,6 +232,7 @@ def test_kernels_that_fail_later_are_not_installed_from_before(tree: Tree) -> No
     assert "#error from the C++ compiler" in printed
     assert "the native module is LEFT OUT, because the C++ compiler failed" in printed
     assert tree.installed() == "none"
+    assert tree.said() == ["not built: the C++ compiler failed; pip install -v shows its messages"] * 2
 
 
 def test_without_gxx_nothing_is_compiled(tree: Tree) -> None:
@@ -217,6 +241,8 @@ def test_without_gxx_nothing_is_compiled(tree: Tree) -> None:
     assert "the native module is LEFT OUT, because the C++ compiler failed" in printed
     assert "'no-such-c++'" in printed
     assert tree.installed() == "none"
+    assert all(line.startswith("not built: the C++ compiler failed: ") for line in tree.said())
+    assert all("no-such-c++" in line for line in tree.said())
 
 
 @pytest.mark.parametrize(("jobs", "at_once"), [("1", False), ("3", True), ("not a number", True)])

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -61,6 +62,16 @@ optimizer.backward([p.sum()]); optimizer.step()
 print(mtadam_fused.__file__, [round(x, 6) for x in p.tolist()], repr(optimizer).splitlines()[-1])
 """
 
+# What was built, and what the module itself says of that.
+FACTS = (
+    STEP.replace("BACKEND = ", "from mtadam_fused.__main__ import report\nBACKEND = ")
+    + """
+from mtadam_fused.backends.native import module
+print(report())
+print("module:", getattr(module, "compiler", None), getattr(module, "CUDA_ARCHITECTURES", "no CUDA"), sep="|")
+"""
+)
+
 # The same on the Triton kernels, which the wheel has as a package of its own.
 TRITON_STEP = STEP.replace("import sys", "import os, sys; os.environ['TRITON_INTERPRET'] = '1'").replace(
     "auto", "triton"
@@ -77,15 +88,32 @@ def test_sdist_builds_a_wheel_that_works(unpacked: Path, tmp_path: Path) -> None
     kernels = {path.name for path in (ROOT / "triton_kernels").glob("*.py")}
     assert kernels == {Path(name).name for name in names if name.startswith("mtadam_fused/triton_kernels/")}
     assert not any(name.startswith(("tests", "bench", "csrc", "triton_kernels")) for name in names)
-    run = run_from(wheel, tmp_path / "installed", STEP)
+    run = run_from(wheel, tmp_path / "installed", FACTS)
     assert run.returncode == 0, run.stderr
     assert str(tmp_path) in run.stdout
     assert "(cpu: cpu)" in run.stdout
+    check_report(run.stdout)
     if statuses()["triton"].usable:
         run = run_from(wheel, tmp_path / "installed", TRITON_STEP)
         assert run.returncode == 0, run.stderr
         assert str(tmp_path) in run.stdout
         assert "(cpu: triton)" in run.stdout
+
+
+def check_report(printed: str) -> None:
+    """Compare what ``python -m mtadam_fused`` says with what the compilers wrote into the module."""
+    of_module = printed[printed.index("module:") :].strip().split("|")
+    compiler, architectures = of_module[1].split()[0], of_module[2]
+    assert "on cpu: backend cpu\n" in printed
+    assert re.search(rf"CPU kernels +built with .*\b{re.escape(compiler)}\b.* for .*baseline", printed), printed
+    if not shutil.which("nvcc"):
+        assert architectures == "no CUDA"
+        assert re.search("CUDA kernels +not built: no nvcc in CUDA_HOME or on PATH", printed), printed
+        return
+    assert architectures == "sm_90"
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    (release,) = re.findall(r"V([\d.]+)", version)
+    assert re.search(rf"CUDA kernels +built with nvcc {re.escape(release)} for sm_90\n", printed), printed
 
 
 def test_metadata_is_complete_and_nothing_deprecated(sdist: tuple[Path, str], unpacked: Path) -> None:
@@ -120,9 +148,11 @@ def test_without_a_compiler_it_installs_says_so_and_runs(unpacked: Path, tmp_pat
     wheel, printed = build(unpacked, "wheel", tmp_path / "wheel", CC="no-such-cc", CXX="no-such-c++")
     assert "the native module is LEFT OUT" in printed
     assert not any("_C." in name for name in zipfile.ZipFile(wheel).namelist())
-    run = run_from(wheel, tmp_path / "installed", STEP)
+    run = run_from(wheel, tmp_path / "installed", FACTS)
     assert run.returncode == 0, run.stderr
     assert "(cpu: reference)" in run.stdout
     assert "[0.5, 0.5, 0.5]" in run.stdout
+    assert "on cpu: backend reference\n" in run.stdout
+    assert re.search("CPU kernels +not built: the C\\+\\+ compiler failed: .*no-such-c", run.stdout)
     assert "install a C++ compiler" in run.stderr
     assert "took the sources" not in run.stderr
