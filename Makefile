@@ -5,7 +5,8 @@ STRATEGY ?= mtadam
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-BENCH_OPTIONS := --show-capture=no --benchmark-columns=min,median,iqr,rounds
+# pytest-benchmark's own tables and pytest's dots would hide what the benchmarks show.
+BENCH_OPTIONS := --show-capture=no --benchmark-quiet --disable-warnings -o console_output_style=classic
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
 .PHONY: test test-fast lint demo demo-record quality quality-record bench bench-quick bench-report clean

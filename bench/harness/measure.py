@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.harness.devices import Device, Sample
+from bench.harness.other_load import OtherLoad
 
 # Make the step of a contender in float64, from parameters and [K][parameters] gradients.
 Oracle = Callable[[list[nn.Parameter], list[list[Tensor]]], object]
@@ -57,7 +58,7 @@ class Budget:
 
 
 FULL = Budget(least=5, most=25, seconds=5.0)
-QUICK = Budget(least=5, most=15, seconds=0.5, share=0.2)
+QUICK = Budget(least=3, most=15, seconds=0.5, share=0.2)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Times:
     """The samples of each turn, by contender."""
 
     samples: dict[str, list[Sample]]
+    other_cpus: float | None = None  # that others kept busy meanwhile, as far as known
 
     def device(self, name: str) -> list[float]:
         """Return the seconds on the device, turn by turn."""
@@ -98,6 +100,7 @@ def speedup(seconds: Sequence[float], than: Sequence[float]) -> Quartiles:
 def take_turns(device: Device, contenders: Sequence[Contender], budget: Budget) -> Times:
     """Time the contenders in turn, after one turn that does not count."""
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+    load = OtherLoad()
     start, turns = time.perf_counter(), -1
     while turns < budget.least or (turns < budget.most and time.perf_counter() - start < budget.seconds):
         turns += 1
@@ -105,7 +108,7 @@ def take_turns(device: Device, contenders: Sequence[Contender], budget: Budget) 
             sample = device.time(contender.prepare, contender.run)
             if turns:
                 samples[contender.name].append(sample)
-    return Times(samples)
+    return Times(samples, load.cpus())
 
 
 def iter_tensors(value: Any) -> Iterator[Tensor]:

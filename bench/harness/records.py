@@ -35,6 +35,7 @@ class Record:
     state_bytes: float | None = None  # per parameter element
     peak_bytes: float | None = None  # per parameter element, allocated by a step
     model_state_bytes: float | None = None  # what the byte model says
+    other_cpus: float | None = None  # that others kept busy while the case was measured
     faster_than: dict[str, Quartiles] = field(default_factory=dict)  # times as fast as others, turn by turn
     host_faster_than: dict[str, Quartiles] = field(default_factory=dict)
 
@@ -78,6 +79,7 @@ def make_records(times: Times, moved: dict[str, float | None], **case: Any) -> d
         records[name] = Record(
             **case,
             contender=name,
+            other_cpus=times.other_cpus,
             seconds=quartiles(times.device(name)),
             host=quartiles(times.host(name)),
             gb_per_second=rates.get(name),

@@ -14,12 +14,14 @@ from bench.harness.records import LeftOut, Record, to_info
 
 # In this order the groups are measured, but first the cases that decide on what the package promises: a GPU may be
 # there for minutes only. The last needs five alone to compile the reference for 300 tensors: --compile-seconds 400.
-GROUPS = ("step", "combine", "memory", "train", "train-combine", "one-pass")
+GROUPS = ("step", "combine", "memory", "train", "train-combine", "gan", "one-pass")
 PROMISED = (
     *("equal_100m-K4", "mnist-K10", "small_300-K4", "bert_base-K4-bf16", "equal_20m-K4-PCGrad", "equal_20m-K4-MGDA"),
     *("equal_20m-K4-FixedWeights", "equal_100m-K2", "equal_100m-K10", "bert_base-K2-bf16", "bert_base-K10-bf16"),
     *("small_300-K10", "small_300-K2"),
 )
+
+NO_TIME = "no time was left"
 
 
 def sort_key(group: str, case: str) -> tuple[int, int]:
@@ -77,7 +79,7 @@ class Suite:
         case, contender = (request.node.callspec.params[name] for name in ("case", "contender"))
         if (measure, case) not in self._outcomes:
             if time.monotonic() >= self._end:
-                self._leave_out(LeftOut(request.module.GROUP, case, contender, "no time was left"))
+                self._leave_out(LeftOut(request.module.GROUP, case, contender, NO_TIME))
             self._outcomes[measure, case] = Outcome(failed=True)  # unless it returns
             self._outcomes[measure, case] = measure(case, self)
         outcome = self._outcomes[measure, case]
@@ -92,6 +94,15 @@ class Suite:
         replay(benchmark, outcome.samples[contender])
         if benchmark.stats:  # none with --benchmark-disable
             self.benchmarks.append(benchmark.stats)
+
+    def cases_left_out_for_time(self) -> list[str]:
+        """Return the groups and ids of the cases that no time was left for."""
+        return list(dict.fromkeys(f"{entry.group} {entry.case}" for entry in self.left_out if entry.reason == NO_TIME))
+
+    def other_cpus(self) -> list[float | None]:
+        """Return how many CPUs others kept busy in each case that was measured, as far as known."""
+        measured = (list(outcome.records.values()) for outcome in self._outcomes.values())
+        return [records[0].other_cpus for records in measured if records]
 
     def _leave_out(self, entry: LeftOut) -> NoReturn:
         """Record the entry, and end the test."""

@@ -37,7 +37,7 @@ def disable_tf32() -> Iterator[None]:
 def measure_training(
     name: str, suite: Suite, makers: Mapping[str, Maker], left_out: dict[str, str], **record: str
 ) -> Outcome:
-    """Check the first step of each contender, then time whole steps in turns, each on a network of its own."""
+    """Measure whole training steps of a small model on real data; see ``measure_networks``."""
     if find_spec("sklearn") is None:
         missing = dict.fromkeys(makers, "scikit-learn, which has the data, is not installed")
         return Outcome(left_out=left_out | missing)
@@ -47,6 +47,21 @@ def measure_training(
         task = TASKS[name](suite.device.torch_device)
         return list(task.network.parameters()), task.stream()
 
+    return measure_networks(make, suite, makers, left_out, workload=name, **record)
+
+
+def measure_networks(
+    make: Callable[[], tuple[list[Tensor], Losses]],
+    suite: Suite,
+    makers: Mapping[str, Maker],
+    left_out: dict[str, str],
+    **record: str,
+) -> Outcome:
+    """Check the first step of each contender, then time whole steps in turns, each on a network of its own.
+
+    Args:
+        make: makes the same network each time; returns the parameters to train and the losses of the next batch.
+    """
     params, losses = make()
     made = [maker(*make(), suite.device) for maker in makers.values()]
     with disable_tf32():
@@ -59,7 +74,6 @@ def measure_training(
     records = make_records(
         times,
         dict.fromkeys(times.samples),
-        workload=name,
         parameters=count_elements(params),
         tensors=len(params),
         terms=len(grads),

@@ -182,6 +182,7 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
         "Whole training step with a rule, on a trunk that all terms share": [
             one_pass_row(r) for r in sort_records(r for r in records if r.group == "one-pass")
         ],
+        "Generator's step of a GAN": [gan_row(r) for r in sort_records(r for r in records if r.group == "gan")],
         "Memory, bytes per parameter": [case_columns(r) | memory_columns(r) for r in of_memory],
     }
     return {title: markdown(rows) for title, rows in found.items() if rows}
@@ -204,6 +205,33 @@ def one_pass_row(record: Record) -> Row:
         "ms": format_number(1e3 * record.seconds.median),
         "bytes per parameter allocated": format_number(record.peak_bytes),
         **peer_columns(record),
+    }
+
+
+# The contenders of the group "gan": optimizer, and the networks whose gradients a step computes.
+GENERATOR_ONLY, BOTH = "generator (`inputs=`)", "generator and discriminators"
+GAN_STEPS = {
+    "balanced-inputs": ("BalancedAdam", GENERATOR_ONLY),
+    "balanced-all": ("BalancedAdam", BOTH),
+    "adam-on-sum-inputs": ("Adam on the sum", GENERATOR_ONLY),
+    "adam-on-sum": ("Adam on the sum", BOTH),
+}
+
+
+def gan_row(record: Record) -> Row:
+    """Return a generator's step of ours or of Adam on the sum of the losses, ours beside the others."""
+    optimizer, computed = GAN_STEPS[record.contender]
+    compared = {
+        "without inputs=": "balanced-all",
+        "Adam on the sum, inputs=": "adam-on-sum-inputs",
+        "Adam on the sum": "adam-on-sum",
+    }
+    return {
+        "optimizer": optimizer,
+        **case_columns(record),
+        "gradients of": computed,
+        "ms": format_number(1e3 * record.seconds.median),
+        **{peer: format_ratio(record.faster_than.get(name)) for peer, name in compared.items()},
     }
 
 

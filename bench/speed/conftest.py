@@ -1,7 +1,8 @@
-"""Options, the device, the order of cases, what is recorded, and the tables at the end."""
+"""Options, the device, the order of cases, what is recorded, and what is shown."""
 
 import math
 import os
+import sys
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,16 @@ import pytest
 
 from bench.harness.devices import COMPILE_SECONDS, select_device
 from bench.harness.measure import FULL, QUICK
+from bench.harness.other_load import look_at_others, warn_after, warn_before
+from bench.harness.progress import Progress
 from bench.harness.records import write
 from bench.harness.suite import Suite, sort_key
+from bench.report.headlines import headlines
 from bench.report.tables import summary
 
+QUICK_SECONDS = 45.0  # for --quick: the last case takes some more, and starting a few
 _SUITE = pytest.StashKey[Suite]()
+_PROGRESS = pytest.StashKey[Progress]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="the smaller cases only, and fewer turns")
     parser.addoption("--seconds", type=float, help="how long the contenders of a case take turns, at least some")
     parser.addoption(
-        "--within", type=float, default=math.inf, metavar="SECONDS", help="leave out the cases not begun by then"
+        "--within", type=float, metavar="SECONDS", help="leave out the cases not begun by then; 45 with --quick"
     )
     parser.addoption(
         "--compile-seconds", type=int, default=COMPILE_SECONDS, help="what torch.compile may take for a contender"
@@ -33,10 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     device = select_device(config.getoption("--device"), config.getoption("--compile-seconds"))
-    budget = QUICK if config.getoption("--quick") else FULL
+    budget, within = (QUICK, QUICK_SECONDS) if config.getoption("--quick") else (FULL, math.inf)
     if seconds := config.getoption("--seconds"):
         budget = replace(budget, seconds=seconds)
-    config.stash[_SUITE] = Suite(device, budget, config.getoption("--within"))
+    config.stash[_SUITE] = Suite(device, budget, config.getoption("--within") or within)
     if folder := config.getoption("--record"):
         (folder / device.slug).mkdir(parents=True, exist_ok=True)
 
@@ -56,7 +62,7 @@ def group_and_case(item: pytest.Item) -> tuple[str, str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the benchmarks; with --quick, keep those that their modules call quick."""
+    """Sort the benchmarks; with --quick, keep those that their modules call quick, in another order."""
     benchmarks = [item for item in items if is_benchmark(item)]
     benchmarks.sort(key=lambda item: sort_key(*group_and_case(item)))
     if config.getoption("--quick"):
@@ -65,10 +71,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def keep_quick(config: pytest.Config, benchmarks: list[pytest.Item]) -> list[pytest.Item]:
-    """Deselect the benchmarks that their modules do not call quick, and return the others."""
-    chosen = [item for item in benchmarks if item.callspec.params["case"] in item.module.QUICK_CASES]  # type: ignore[attr-defined]
-    config.hook.pytest_deselected(items=[item for item in benchmarks if item not in chosen])
-    return chosen
+    """Deselect the benchmarks that their modules do not call quick, and return the others.
+
+    Each group's first case comes before any group's second, for the time may not suffice for all.
+    """
+
+    def place(item: pytest.Item) -> int:
+        quick, (_, case) = item.module.QUICK_CASES, group_and_case(item)  # type: ignore[attr-defined]
+        return quick.index(case) if case in quick else -1
+
+    config.hook.pytest_deselected(items=[item for item in benchmarks if place(item) < 0])
+    return sorted((item for item in benchmarks if place(item) >= 0), key=place)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
@@ -122,9 +135,53 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     output_json["left_out"] = [asdict(entry) for entry in config.stash[_SUITE].left_out]
 
 
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Warn if the machine is busy, and show that no case has begun."""
+    cases = {group_and_case(item) for item in session.items if is_benchmark(item)}
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not cases or reporter is None or session.config.getoption("collectonly"):
+        return
+    if warning := warn_before(look_at_others()):
+        reporter.write_line(warning, yellow=True)
+    session.config.stash[_PROGRESS] = Progress(len(cases), sys.stdout, reporter.write_line)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Show that a case begins. Nothing is captured between tests, so it reaches the terminal."""
+    progress = item.config.stash.get(_PROGRESS, None)
+    if progress is not None and is_benchmark(item):
+        progress.begin(" ".join(group_and_case(item)))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (progress := session.config.stash.get(_PROGRESS, None)) is not None:
+        progress.close()
+
+
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
+    """Print no dot for each contender: the progress is shown by cases. Failures, and -v, show as they always do."""
+    of_ours = (config.rootpath / report.nodeid.partition("::")[0]).is_relative_to(Path(__file__).parent)
+    if not of_ours or report.failed or config.getoption("verbose") > 0 or (report.passed and report.when != "call"):
+        return None
+    return report.outcome, "", ""
+
+
 # The reporter's type is a string, for pytest shows it from 8.4 on.
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter", config: pytest.Config) -> None:
+    """Show all tables, but with --quick; at the end ten lines, and a warning if the machine was busy."""
     suite = config.stash[_SUITE]
-    if suite.records:
+    if not suite.records:
+        return
+    if not config.getoption("--quick"):
         terminalreporter.section("side by side")
         terminalreporter.write_line(summary(suite.records, suite.left_out))
+    terminalreporter.section("in short")
+    terminalreporter.write_line(headlines(suite.records))
+    if late := suite.cases_left_out_for_time():
+        terminalreporter.write_line(f"No time was left for {len(late)} cases: {', '.join(late)}", yellow=True)
+    if warning := warn_after(suite.other_cpus()):
+        terminalreporter.write_line(warning, yellow=True)
