@@ -68,6 +68,7 @@ class BenchmarkRun:
     time: str
     records: list[Record]
     left_out: list[LeftOut]
+    added: dict[str, str] = field(default_factory=dict)  # groups that were measured apart: commit and day
 
 
 def make_records(times: Times, moved: dict[str, float | None], **case: Any) -> dict[str, Record]:
@@ -113,17 +114,43 @@ def load(path: Path) -> BenchmarkRun:
 
 def parse(saved: dict[str, Any]) -> BenchmarkRun:
     """Take the records out of what pytest-benchmark saves."""
-    commit = saved["commit_info"]
     return BenchmarkRun(
         machine=saved["machine_info"],
-        commit=commit["id"][:10] + (" and changes" if commit["dirty"] else "") if commit["id"] else "unversioned",
+        commit=describe_commit(saved["commit_info"]),
         time=saved["datetime"],
         records=[Record.from_info(benchmark["extra_info"]) for benchmark in saved["benchmarks"]],
         left_out=[LeftOut(**entry) for entry in saved["left_out"]],
+        added=saved.get("added", {}),
     )
 
 
+def describe_commit(commit: dict[str, Any]) -> str:
+    """Return the commit that was measured, and whether the sources had changed since."""
+    return commit["id"][:10] + (" and changes" if commit["dirty"] else "") if commit["id"] else "unversioned"
+
+
 FACTS = ("cpu_model", "gpu", "driver", "threads", "python", "torch", "triton")
+
+
+def differing_facts(before: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    """Return the facts in which a machine differs from that of a record: what is measured there does not fit in."""
+    return [name for name in FACTS if before["machine_info"][name] != machine[name]]
+
+
+def merge(before: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Return an earlier record, the groups that ``saved`` has replaced. Machine, commit and time stay the earlier ones.
+
+    Both are as pytest-benchmark saves them.
+    """
+    measured = {b["extra_info"]["group"] for b in saved["benchmarks"]} | {e["group"] for e in saved["left_out"]}
+    note = f"commit {describe_commit(saved['commit_info'])}, {saved['datetime'][:10]}"
+    kept = [b for b in before["benchmarks"] if b["extra_info"]["group"] not in measured]
+    return {
+        **before,
+        "benchmarks": kept + saved["benchmarks"],
+        "left_out": [e for e in before["left_out"] if e["group"] not in measured] + saved["left_out"],
+        "added": before.get("added", {}) | dict.fromkeys(sorted(measured), note),
+    }
 
 
 def flat(run: BenchmarkRun) -> Iterable[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bench.harness.records import CSV_NAME, JSON_NAME, BenchmarkRun, load, write_csv
+from bench.report.headlines import gan_sentences
 from bench.report.plots import PICTURES
 from bench.report.tables import all_tables, list_left_out, our_records, short_tables
 
@@ -22,7 +23,16 @@ def describe_machine(run: BenchmarkRun) -> str:
     facts = run.machine
     versions = [f"{name} {facts[name]}" for name in ("driver", "python", "torch", "triton") if facts[name]]
     machine = [facts["gpu"], facts["cpu_model"], f"{facts['threads']} threads"]
-    return ", ".join(filter(None, [*machine, *versions, f"commit {run.commit}", run.time[:10]])) + "."
+    line = ", ".join(filter(None, [*machine, *versions, f"commit {run.commit}", run.time[:10]])) + "."
+    return " ".join([line, *(f"{group}: {when}." for group, when in run.added.items()), *describe_load(run)])
+
+
+def describe_load(run: BenchmarkRun) -> list[str]:
+    """Say in a sentence how busy the machine was with other work. Nothing where that was not recorded throughout."""
+    known = [record.other_cpus for record in run.records if record.other_cpus is not None]
+    if not known or run.added:
+        return []
+    return [f"While a case was measured, others kept at most {max(known):.2f} CPUs busy."]
 
 
 def pictures_of(run: BenchmarkRun) -> dict:
@@ -39,10 +49,12 @@ def page(run: BenchmarkRun) -> str:
 
 
 def write(folder: Path) -> None:
-    """Write table, page, CSV and pictures into ``folder``, from its JSON."""
+    """Write tables, page, CSV and pictures into ``folder``, from its JSON."""
     run = load(folder / JSON_NAME)
     write_csv(run, folder / CSV_NAME)
     (folder / "README.md").write_text(page(run))
     (folder / "table.md").write_text(f"{short_tables(run.records)}\n\n{describe_machine(run)}\n")
+    if sentences := gan_sentences(run.records):
+        (folder / "gan.md").write_text(f"{sentences}\n")
     for name, (_, draw) in pictures_of(run).items():
         draw(run.records, folder / name)

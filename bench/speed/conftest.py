@@ -1,5 +1,6 @@
 """Options, the device, the order of cases, what is recorded, and what is shown."""
 
+import json
 import math
 import os
 import sys
@@ -14,13 +15,14 @@ from bench.harness.devices import COMPILE_SECONDS, select_device
 from bench.harness.measure import FULL, QUICK
 from bench.harness.other_load import look_at_others, warn_after, warn_before
 from bench.harness.progress import Progress
-from bench.harness.records import write
+from bench.harness.records import JSON_NAME, differing_facts, merge, write
 from bench.harness.suite import Suite, sort_key
 from bench.report.headlines import headlines
 from bench.report.tables import summary
 
 QUICK_SECONDS = 45.0  # for --quick: the last case takes some more, and starting a few
 _SUITE = pytest.StashKey[Suite]()
+_BEFORE = pytest.StashKey[dict[str, Any]]()  # the record whose other groups are kept
 _PROGRESS = pytest.StashKey[Progress]()
 
 
@@ -35,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--compile-seconds", type=int, default=COMPILE_SECONDS, help="what torch.compile may take for a contender"
     )
     parser.addoption("--record", type=Path, metavar="FOLDER", help="write JSON and CSV into FOLDER/<machine>")
+    parser.addoption(
+        "--keep-others", action="store_true", help="with --record: keep that record's groups that are not measured now"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +50,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SUITE] = Suite(device, budget, config.getoption("--within") or within)
     if folder := config.getoption("--record"):
         (folder / device.slug).mkdir(parents=True, exist_ok=True)
+        if config.getoption("--keep-others"):
+            config.stash[_BEFORE] = load_earlier(folder / device.slug / JSON_NAME, device.facts())
+
+
+def load_earlier(path: Path, facts: dict[str, object]) -> dict[str, Any]:
+    """Read the record whose other groups are kept.
+
+    Raises:
+        pytest.UsageError: there is none, or it is of another machine or software.
+    """
+    if not path.exists():
+        raise pytest.UsageError(f"--keep-others: there is no {path}; record all groups first")
+    before = json.loads(path.read_text())
+    if differing := differing_facts(before, facts):
+        raise pytest.UsageError(
+            f"--keep-others: {path} was recorded with another {', '.join(differing)}; record all groups"
+        )
+    return before
 
 
 @pytest.fixture
@@ -106,7 +129,8 @@ def save(config: pytest.Config, folder: Path) -> None:
         commit_info=commit_info,
     )
     config.hook.pytest_benchmark_update_json(config=config, benchmarks=suite.benchmarks, output_json=saved)
-    write(saved, folder / suite.device.slug)
+    before = config.stash.get(_BEFORE, None)
+    write(merge(before, saved) if before else saved, folder / suite.device.slug)
 
 
 @cache
@@ -170,7 +194,8 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
     return report.outcome, "", ""
 
 
-# The reporter's type is a string, for pytest shows it from 8.4 on.
+# After pytest-benchmark's tables. The reporter's type is a string, for pytest shows it from 8.4 on.
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter", config: pytest.Config) -> None:
     """Show all tables, but with --quick; at the end ten lines, and a warning if the machine was busy."""
     suite = config.stash[_SUITE]
