@@ -47,7 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     budget, within = (QUICK, QUICK_SECONDS) if config.getoption("--quick") else (FULL, math.inf)
     if seconds := config.getoption("--seconds"):
         budget = replace(budget, seconds=seconds)
-    config.stash[_SUITE] = Suite(device, budget, config.getoption("--within") or within)
+    if (asked := config.getoption("--within")) is not None:
+        within = asked
+    config.stash[_SUITE] = Suite(device, budget, within)
     if folder := config.getoption("--record"):
         (folder / device.slug).mkdir(parents=True, exist_ok=True)
         if config.getoption("--keep-others"):

@@ -90,6 +90,19 @@ def test_report(folder: Path) -> None:
         assert f"]({picture})" in page
 
 
+def test_quick_cases_begin_with_one_of_each_group(tmp_path: Path) -> None:
+    """The time may not suffice for all of them."""
+    run = run_benchmarks(tmp_path, "", "--collect-only")
+    found = re.findall(r"^bench/speed/test_(\w+)\.py::\w+\[(.+)\]$", run.stdout, re.MULTILINE)
+    modules = [module for module, _ in found]
+    order = list(dict.fromkeys(modules))
+    assert set(order) == {path.stem.removeprefix("test_") for path in (ROOT / "bench/speed").glob("test_*.py")}
+    changes = [module for module, before in zip(modules, [None, *modules], strict=False) if module != before]
+    assert changes[: len(order)] == order  # each once before any comes again
+    assert changes.count("step") > 1
+    assert any(name.startswith("resnet50-K4-") for module, name in found if module == "step")
+
+
 def test_a_group_is_recorded_anew_alone(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "cpu")
     before = load(folder / "benchmarks.json")
@@ -163,6 +176,7 @@ def test_no_case_begins_when_no_time_is_left() -> None:
         with pytest.raises(pytest.skip.Exception, match="no time was left"):
             suite.report(fake_request(contender), measure)
     assert not begun
+    assert suite.cases_left_out_for_time() == ["step some"]
     with pytest.raises(pytest.skip.Exception, match="known"):
         Suite(CpuDevice(), QUICK).report(fake_request("one"), measure)
     assert begun

@@ -269,3 +269,9 @@ def test_a_missing_ninja_is_named(tree: Tree) -> None:
     assert done.stdout.startswith(
         "mtadam_fused: No module named 'ninja'. Before --no-build-isolation, run: pip install"
     )
+
+
+def test_what_no_build_wrote_is_said_to_be_unknown(tmp_path: Path) -> None:
+    (line,) = build_lines(tmp_path / "_build.json")
+    assert "built" in line or "recorded" in line
+    assert "install" in line  # what to do
