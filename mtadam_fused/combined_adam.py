@@ -280,7 +280,7 @@ class CombinedAdam(TermOptimizer):
         check_not_negative("max_norm", max_norm)
         collector = self._collector
         if not collector:
-            return torch.zeros((), dtype=torch.float64)
+            return torch.zeros((), dtype=torch.float64, device=self._params()[0].device)
         steps = self._prepare_steps()
         if collector.weights is None:
             collector.weights = self._ask_rule(steps)

@@ -196,7 +196,7 @@ class MTAdam(TermOptimizer):
         """
         check_not_negative("max_norm", max_norm)
         if not self._collector:
-            return {term: torch.zeros((), dtype=torch.float64) for term in self.terms}
+            return {term: torch.zeros((), dtype=torch.float64, device=self._params()[0].device) for term in self.terms}
         steps = self._prepare_steps()
         device = steps[0].table.device
         squares = torch.zeros(len(self.terms), dtype=torch.float64, device=device)

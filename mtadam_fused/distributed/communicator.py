@@ -96,7 +96,9 @@ class Communicator:
             return
         name, positions = repr(term), [i for i, grad in enumerate(grads) if grad is not None]
         shown = name.encode()[:NAME_BYTES].ljust(NAME_BYTES)
-        own = torch.tensor(list(sha256(repr((name, positions)).encode()).digest() + shown), dtype=torch.uint8)
+        own = torch.tensor(
+            list(sha256(repr((name, positions)).encode()).digest() + shown), dtype=torch.uint8, device="cpu"
+        )
         others = []
         for group in self._process_groups:
             gathered = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size(group))]

@@ -183,7 +183,7 @@ def check_moment(
 
 def check_norm_avg(saved: Mapping[str, Any], position: int, terms: int, layout: StateLayout) -> None:
     """Raise ValueError unless the saved running norms fit the terms and the second moments beside them."""
-    norm_avg = saved.get("norm_avg", torch.empty(0))
+    norm_avg = saved.get("norm_avg", torch.empty(0, device="cpu"))
     if not (isinstance(norm_avg, Tensor) and norm_avg.dim() == 1 and len(norm_avg) <= terms):
         raise ValueError(
             f"the saved norm_avg of parameter {position} is {norm_avg!r}; it must be a tensor with one running norm "

@@ -57,7 +57,7 @@ class StepArgs:
         present = [[grad is not None for grad in row] for row in self.grads]
         if all(map(all, present)):
             return values
-        return values.where(torch.tensor(present).T.to(values.device, non_blocking=True), 0.0)
+        return values.where(torch.tensor(present, device="cpu").T.to(values.device, non_blocking=True), 0.0)
 
     @cached_property
     def group_table(self) -> array:

@@ -224,3 +224,24 @@ def test_16_bit_gradients(dtype: torch.dtype, backend: str) -> None:
     check_values(found, np.array(3 * 1000**0.5), 1e-6)
     optimizer.step()
     check_values(optimizer.running_norms()["a"], np.array([1.0]), 1e-2)  # the first: the clipped norm
+
+
+@pytest.mark.parametrize("make", [MTAdam, lambda params: CombinedAdam(params, UPGrad())])
+def test_torchs_default_device_does_not_matter(make: Callable[..., Any]) -> None:
+    def run(params: list[nn.Parameter]) -> list[Tensor]:
+        optimizer = make(params)
+        optimizer.clip_grad_norm_(1.0)
+        for t in range(2):
+            optimizer.backward(losses_of(params, t))
+            optimizer.clip_grad_norm_(1.0)
+            optimizer.step()
+            saved = optimizer.state_dict()
+            for state in saved["state"].values():
+                state.pop("norm_avg", None)
+            optimizer.load_state_dict(saved)
+        return [p.detach() for p in params]
+
+    expected, params = run(make_params()), make_params()
+    with torch.device("meta"):
+        found = run(params)
+    assert same(found, expected)
