@@ -16,7 +16,9 @@ from .rules import Rule
 from .rules.probe import ParameterProbe, sum_gram
 from .rules.weigh import ask, weigh, weighted_sum
 from .tables.layout import StateLayout, TermGradients
+from .tables.param_table import ParamTable
 from .tables.step_args import StepArgs
+from .telemetry import Pair, PerParam, Reading, read_cosines, unique_names
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -151,9 +153,32 @@ class CombinedAdam(TermOptimizer):
         """
         return dict(zip(self.terms, self._weights.unbind(), strict=False))
 
+    def term_cosines(self) -> dict[Pair, PerParam]:
+        """Return the cosines between the terms' gradients, parameter by parameter.
+
+        They come from the dot products that the last step has made for the rule: of the parameters that it looks at, in
+        one backward pass too; of all, if :meth:`clip_grad_norm_` was called. Read them before the next
+        :meth:`backward`.
+
+        Returns:
+            For each pair of terms, ``("depth", "normals")``, a float64 tensor of [number of parameters], NaN where
+            either gradient was absent or zero, or nothing has looked; or, if the optimizer was made from
+            ``model.named_parameters()``, a dict from names to scalar tensors.
+        """
+        return self._read_cosines().by_key(self._params(), unique_names(self.param_groups))
+
+    def _read_cosines(self) -> Reading:
+        return read_cosines(*self._looked_at, self.terms, self._params())
+
+    def _readings(self) -> dict[str, Reading]:
+        weights = Reading(self.terms[: len(self._weights)], [([0], self._weights.clone().unsqueeze(0))])
+        return {"weight": weights, "cosine": self._read_cosines()}
+
     def _reset(self) -> None:
         super()._reset()
         self._probe: ParameterProbe | None = None
+        # The tables whose dot products are of the last step, and the positions of their terms.
+        self._looked_at: tuple[list[ParamTable], list[int]] = [], []
 
     def __repr__(self) -> str:
         passes = "one backward pass for all terms" if self.takes_one_pass else "a backward pass per term"
@@ -182,6 +207,8 @@ class CombinedAdam(TermOptimizer):
         if self._probe is None and self.rule.parameters is not None:
             self._probe = ParameterProbe(self.rule.parameters, self.backend)
         weights = weigh(self.rule, losses, terms, self._probe, self._communicator)
+        looked = self._probe.tables if self._probe is not None and self.rule.needs_gram else []
+        self._looked_at = looked, [terms.index(term) for term in losses]
         self._collector.weights, self._collector.is_sum = weights, True
         total = weighted_sum([(weights[terms.index(term)], loss) for term, loss in losses.items()])
         torch.autograd.backward(total, retain_graph=retain_graph, inputs=inputs)
@@ -285,6 +312,8 @@ class CombinedAdam(TermOptimizer):
         if collector.weights is None:
             collector.weights = self._ask_rule(steps)
         gram = sum_gram(steps, self._backends, len(self.terms), steps[0].table.device)
+        if not collector.is_sum:
+            self._look_at(steps)
         # Weights of absent terms may be anything.
         scales = self._scales(collector.weights.to(gram)).where(gram.diagonal() != 0, 0.0)
         norm = (scales @ gram @ scales).clamp(min=0.0).sqrt()
@@ -304,7 +333,11 @@ class CombinedAdam(TermOptimizer):
                     args = replace(args, grads=grads)
                 if any(rows):
                     probed.append(args)
+        self._look_at(probed)
         return sum_gram(probed, self._backends, len(self.terms), steps[0].table.device)
+
+    def _look_at(self, steps: Sequence[StepArgs]) -> None:
+        self._looked_at = [args.table for args in steps], list(range(len(self.terms)))
 
     def _probed_rows(self, steps: Sequence[StepArgs]) -> list[list[bool]]:
         """Return for each table which rows the rule looks at: those it names, or those that all terms reach."""

@@ -1,6 +1,5 @@
 """The MTAdam optimizer."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +21,7 @@ from .hyperparameters import (
 from .optimizer import TermOptimizer
 from .tables.layout import StateLayout, TermGradients
 from .tables.step_args import StepArgs
+from .telemetry import PerParam, Reading, read_columns, unique_names
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -212,27 +212,22 @@ class MTAdam(TermOptimizer):
 
     # -- telemetry -----------------------------------------------------------------------------------------------------
 
-    def running_norms(self) -> dict[Term, Tensor]:
+    def running_norms(self) -> dict[Term, PerParam]:
         """Return the terms' running gradient norms after the last step.
 
         Returns:
-            For each term a tensor of [number of parameters], NaN where the term has not reached the parameter.
+            For each term a tensor of [number of parameters], NaN where the term has not reached the parameter; or, if
+            the optimizer was made from ``model.named_parameters()``, a dict from names to scalar tensors.
         """
-        return self._columns("norm_avg")
+        return self._read("norm_avg").by_key(self._params(), unique_names(self.param_groups))
 
-    def term_scales(self) -> dict[Term, Tensor]:
-        """Return the scale applied to each term's gradient in the last step.
+    def term_scales(self) -> dict[Term, PerParam]:
+        """Return the scale applied to each term's gradient in the last step; see :meth:`running_norms`."""
+        return self._read("scales").by_key(self._params(), unique_names(self.param_groups))
 
-        Returns:
-            For each term a tensor of [number of parameters], NaN where the term has not reached the parameter.
-        """
-        return self._columns("scales")
-
-    def _columns(self, name: str) -> dict[Term, Tensor]:
-        """Return the terms' columns of the tables' ``name``, in the order of the parameters."""
+    def _read(self, name: str) -> Reading:
         no_grads: TermGradients = [[None] * len(self._params()) for _ in self.terms]
-        tables = self._table_cache.get(self.param_groups, self.state, no_grads)
-        device = tables[0].device
-        rows = torch.tensor([i for table in tables for i in table.positions], device=device).argsort()
-        values = torch.cat([getattr(t, name).masked_fill(t.norm_avg.isnan(), math.nan).to(device) for t in tables])
-        return dict(zip(self.terms, values[rows].unbind(dim=1), strict=False))
+        return read_columns(self._table_cache.get(self.param_groups, self.state, no_grads), name, self.terms)
+
+    def _readings(self) -> dict[str, Reading]:
+        return {"scale": self._read("scales"), "running_norm": self._read("norm_avg")}

@@ -5,12 +5,12 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.demo.report import Choice, Runs
 from bench.demo.strategies import ADAM_BALANCED, BY_NAME
+from mtadam_fused.plots import draw_heat_map
 
 BALANCED = ADAM_BALANCED.weights
 
@@ -74,19 +74,12 @@ def stretch_accuracies(axes: Axes, lowest: float, along: Literal["x", "y"] = "y"
 
 def draw_scales(scales: dict[str, list[float]], weights: list[float], path: Path) -> None:
     """Draw the scale applied to each term's gradient in the last step, parameter by parameter."""
-    values = np.array(list(scales.values()))  # [parameters, classes]
-    norm = LogNorm(values.min(), values.max())
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, norm=norm, cmap="cividis", aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        ink = "black" if norm(value) > 0.5 else "white"
-        axes.text(column, row, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=10)
-    axes.set_xticks(range(len(weights)), [f"{c}\nw = {w:.2g}" for c, w in enumerate(weights)], fontsize=11)
-    axes.set_yticks(range(len(scales)), list(scales), fontsize=11)
+    columns = [f"{c}\nw = {w:.2g}" for c, w in enumerate(weights)]
+    draw_heat_map(axes, np.array(list(scales.values())), list(scales), columns)
     axes.set_xlabel("class, and weight w of its loss term", fontsize=12)
     axes.set_title("What BalancedAdam's last step multiplied each term's gradient by", fontsize=12)
-    figure.colorbar(image, pad=0.01).ax.tick_params(labelsize=11)
     figure.savefig(path, dpi=150)
 
 

@@ -129,8 +129,8 @@ def combined(rule: Callable[[Task], Rule]) -> Make:
 MAKERS: dict[str, Make] = {
     "Adam": weighted(lambda t: Sum()),
     "InitialLoss": weighted(lambda t: InitialLoss(batches=10)),
-    "MTAdam": lambda t: MTAdam(t.parameters, t.lr),
-    "BalancedAdam": lambda t: BalancedAdam(t.parameters, t.lr),
+    "MTAdam": lambda t: MTAdam(t.network.named_parameters(), t.lr),
+    "BalancedAdam": lambda t: BalancedAdam(t.network.named_parameters(), t.lr),
 }
 WEIGHTINGS: dict[str, Make] = {
     "PriorLoss": weighted(lambda t: PriorLoss(t.priors)),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.demo.data import (
     WEIGHTS,
@@ -16,7 +16,7 @@ from bench.demo.data import (
 )
 from bench.demo.strategies import BY_NAME, Strategy, Task
 from bench.workloads.digits import TERMS, class_losses, make_network
-from mtadam_fused import MTAdam
+from mtadam_fused import MTAdam, Recorder
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,15 @@ class Training:
 def train(job: Job) -> Run:
     """Train a network from its beginning."""
     training = Training(load_images(), BY_NAME[job.strategy], job.lr, job.seed)
+    optimizer = training.optimizer
+    recorder = Recorder(optimizer, every=1, max_rows=1) if isinstance(optimizer, MTAdam) else None
     run = Run()
     for _ in range(job.epochs):
         for batch in training.epoch():
             training.step(batch)
         run.validation.append(training.accuracy(training.validation))
         run.test.append(training.accuracy(training.test))
-    if isinstance(training.optimizer, MTAdam):
-        run.scales = scales_by_parameter(training.network, training.optimizer)
+    if recorder is not None:
+        (last,) = recorder.rows()
+        run.scales = {p: [last["scale"][term][p] for term in TERMS] for p, _ in training.network.named_parameters()}
     return run
-
-
-def scales_by_parameter(network: nn.Module, mtadam: MTAdam) -> dict[str, list[float]]:
-    """Return the scales of the last step by class, for each named parameter."""
-    by_term = mtadam.term_scales()
-    table = torch.stack([by_term[term] for term in TERMS], dim=1)
-    return {name: row.tolist() for (name, _), row in zip(network.named_parameters(), table, strict=True)}

@@ -24,6 +24,9 @@ class ParameterProbe:
     It costs a backward pass for each loss, down to these parameters, and holds their gradients at once. The graph
     stays, and no ``.grad`` changes.
 
+    Attributes:
+        tables: of the parameters, with the dot products of the last call.
+
     Args:
         parameters: leaves of the graph, such as those of the last layer that all terms share.
         backend: of the kernels.
@@ -32,7 +35,7 @@ class ParameterProbe:
     def __init__(self, parameters: Sequence[Tensor], backend: str | Backend = "auto") -> None:
         self._parameters = list(parameters)
         self._backends = {p.device: select_backend(backend, p.device) for p in parameters}
-        self._tables: list[ParamTable] = []
+        self.tables: list[ParamTable] = []
         self._layout: object = None
 
     def __call__(self, losses: Mapping[Term, Tensor], communicator: Communicator) -> Tensor:
@@ -56,9 +59,9 @@ class ParameterProbe:
         layout = terms, [(p.data_ptr(), p.stride(), p.numel()) for p in self._parameters]
         if layout != self._layout:
             group = {"params": self._parameters, "amsgrad": False}
-            self._tables = build_tables([group], {}, terms, StateLayout(has_norms=False, per_term=False))
+            self.tables = build_tables([group], {}, terms, StateLayout(has_norms=False, per_term=False))
             self._layout = layout
-        return self._tables
+        return self.tables
 
     def _make_args(self, table: ParamTable, grads: TermGradients) -> StepArgs:
         own_grads = [[of_term[i] for i in table.positions] for of_term in grads]
@@ -68,11 +71,15 @@ class ParameterProbe:
 def sum_gram(
     steps: Sequence[StepArgs], backends: Mapping[torch.device, Backend], terms: int, device: torch.device
 ) -> Tensor:
-    """Return the ``[K, K]`` float64 dot products of the gradients of all tables, on ``device``."""
+    """Return the ``[K, K]`` float64 dot products of the gradients of all tables, on ``device``.
+
+    Leaves those of each parameter in ``table.gram``.
+    """
     gram = torch.zeros(terms, terms, dtype=torch.float64, device=device)
     for args in steps:
         backends[args.table.device].term_gram(args)
-        gram += args.table.sum_over_rows(args.table.gram).to(device)
+        args.table.all_reduce_gram()
+        gram += args.table.gram.sum(dim=0).to(device)
     return gram
 
 

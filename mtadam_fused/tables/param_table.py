@@ -89,9 +89,18 @@ class ParamTable:
 
     def all_reduce_norms(self) -> None:
         """Turn the norms of local gradients into norms of the full gradients, in place."""
+        self.norms.copy_(self._all_reduce(self.norms.double().square()).sqrt())
+
+    def all_reduce_gram(self) -> None:
+        """Turn the dot products of local gradients into those of the full gradients, in place."""
+        if self.has_shards:
+            self._all_reduce(self.gram)
+
+    def _all_reduce(self, values: Tensor) -> Tensor:
+        """Sum ``values`` [L, ...], row by row, over the processes that hold other shards, in place; return them."""
         for process_groups, rows in self._rows_by_process_groups:
-            squares = self.norms[rows].double().square()
-            self.norms[rows] = all_reduce_sum_(squares, process_groups).sqrt().to(self.dtype)
+            values[rows] = all_reduce_sum_(values[rows], process_groups)
+        return values
 
     def sum_over_rows(self, values: Tensor) -> Tensor:
         """Return the sum of ``values`` [L, ...] over rows and over the processes that hold other shards."""
