@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
-from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
+from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam, Recorder
 from mtadam_fused.distributed.dtensor import full_tensor
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import FixedWeights, GradNorm
@@ -70,6 +70,28 @@ def products_of_mixed_parameters() -> None:
     params = [dtensor_parameter(value), dtensor_parameter(value, Replicate()), nn.Parameter(value.clone())]
     step(CombinedAdam(params, spy), *((p, p.detach().clone()) for p in params))
     assert torch.allclose(spy.gram[0, 0], 3 * value.double().square().sum())
+
+
+def cosines_are_of_full_gradients() -> None:
+    """Mixed parameters. Reading waits for no other process, so one process alone may have a recorder."""
+    mesh, placements = make_mesh(2, 2), (Shard(0), Shard(1))
+    values = [torch.arange(16.0).reshape(4, 4).double() * (k + 1) for k in range(2)]
+    grads = {"a": values[0].sin(), "b": values[1].cos()}
+    p, q = dtensor_parameter(values[0]), dtensor_parameter(values[0], *placements, mesh=mesh)
+    plain = nn.Parameter(values[0].clone())
+    optimizer = CombinedAdam([("p", p), ("q", q), ("plain", plain)], Spy(torch.ones_like))
+    recorder = Recorder(optimizer, every=1) if dist.get_rank() == 1 else None
+    for term, grad in grads.items():
+        with optimizer.term(term, torch.ones(())):
+            p.grad, q.grad = distribute(grad), distribute(grad, *placements, mesh=mesh)
+            plain.grad = grad.clone()
+    optimizer.step()
+    expected = torch.cosine_similarity(grads["a"].flatten(), grads["b"].flatten(), dim=0)
+    local = torch.cosine_similarity(grads["a"][0], grads["b"][0], dim=0)
+    assert not torch.isclose(local, expected, rtol=0.1)
+    for found in [optimizer.term_cosines(), *([] if recorder is None else [recorder.rows()[0]["cosine"]])]:
+        for name in ("p", "q", "plain"):
+            assert torch.isclose(torch.as_tensor(found["a", "b"][name]).double(), expected, rtol=1e-12)
 
 
 def clipped_norms_are_of_full_gradients() -> None:
@@ -249,6 +271,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     check.__name__: check
     for check in (
         *(norms_and_products_of_shards_on_a_2d_mesh, products_of_mixed_parameters, norms_whose_squares_overflow),
+        cosines_are_of_full_gradients,
         *(clipped_norms_are_of_full_gradients, optimizer_state_of_a_fresh_optimizer),
         *(partial_gradients_are_summed, async_gradients, shards_with_gaps_in_memory, shards_that_move),
         state_that_moves,
