@@ -8,6 +8,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator
 
 from .telemetry import Row, describe
 
@@ -69,6 +70,7 @@ def draw_rows(rows: Sequence[Row], quantity: str, axes: Axes | None) -> Axes:
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.13, linewidth=0)
     if quantity not in SIGNED:
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step", fontsize=12)
     axes.set_title(TITLES[quantity], fontsize=12)
     if axes.lines:

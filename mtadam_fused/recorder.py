@@ -34,7 +34,8 @@ class Recorder:
     made from ``named_parameters()``, else by their positions.
 
     Steps that are captured in a CUDA graph, or replayed, are neither recorded nor counted. Copies of the optimizer
-    have no recorder. A recorder that nothing refers to any more records no more.
+    have no recorder. A recorder that nothing refers to any more records no more. Of several processes that train
+    together, one alone may have a recorder: it talks to none of the others.
 
     Args:
         optimizer: an MTAdam, BalancedAdam or CombinedAdam.

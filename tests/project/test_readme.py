@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_python_blocks_run() -> None:
     in_processes = ("no_sync", "fully_shard")  # in the blocks that test_ddp.py and test_dtensor.py run
     blocks = [block for block in python_blocks() if not any(word in block for word in in_processes)]
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     model = nn.Linear(3, 3)
     before = model.weight.detach().clone()
     names: dict = {"torch": torch, "model": model, "loader": [make_batch()]}
