@@ -171,6 +171,7 @@ class CombinedAdam(TermOptimizer):
         return read_cosines(*self._looked_at, self.terms, self._params())
 
     def _readings(self) -> dict[str, Reading]:
+        """Return what a Recorder keeps of the last step."""
         weights = Reading(self.terms[: len(self._weights)], [([0], self._weights.clone().unsqueeze(0))])
         return {"weight": weights, "cosine": self._read_cosines()}
 
@@ -337,6 +338,7 @@ class CombinedAdam(TermOptimizer):
         return sum_gram(probed, self._backends, len(self.terms), steps[0].table.device)
 
     def _look_at(self, steps: Sequence[StepArgs]) -> None:
+        """Note that the tables' dot products are those of this step."""
         self._looked_at = [args.table for args in steps], list(range(len(self.terms)))
 
     def _probed_rows(self, steps: Sequence[StepArgs]) -> list[list[bool]]:

@@ -219,15 +219,21 @@ class MTAdam(TermOptimizer):
             For each term a tensor of [number of parameters], NaN where the term has not reached the parameter; or, if
             the optimizer was made from ``model.named_parameters()``, a dict from names to scalar tensors.
         """
-        return self._read("norm_avg").by_key(self._params(), unique_names(self.param_groups))
+        (norms,) = self._read("norm_avg")
+        return norms.by_key(self._params(), unique_names(self.param_groups))
 
     def term_scales(self) -> dict[Term, PerParam]:
         """Return the scale applied to each term's gradient in the last step; see :meth:`running_norms`."""
-        return self._read("scales").by_key(self._params(), unique_names(self.param_groups))
+        (scales,) = self._read("scales")
+        return scales.by_key(self._params(), unique_names(self.param_groups))
 
-    def _read(self, name: str) -> Reading:
+    def _read(self, *names: str) -> list[Reading]:
+        """Read these values of the tables, which are brought up to date with the state first."""
         no_grads: TermGradients = [[None] * len(self._params()) for _ in self.terms]
-        return read_columns(self._table_cache.get(self.param_groups, self.state, no_grads), name, self.terms)
+        tables = self._table_cache.get(self.param_groups, self.state, no_grads)
+        return [read_columns(tables, name, self.terms) for name in names]
 
     def _readings(self) -> dict[str, Reading]:
-        return {"scale": self._read("scales"), "running_norm": self._read("norm_avg")}
+        """Return what a Recorder keeps of the last step."""
+        scales, norms = self._read("scales", "norm_avg")
+        return {"scale": scales, "running_norm": norms}

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtadam_fused import MTAdam
+from mtadam_fused import CombinedAdam, MTAdam, Recorder
 from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
@@ -118,10 +118,13 @@ def waiting_raises() -> Iterator[None]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_never_waits_for_the_device(name: str, terms: int, backend: str) -> None:
     training = start_training(name, "cuda", backend, torch.tensor([0.1], device="cuda"), terms)
+    assert isinstance(training.optimizer, (MTAdam, CombinedAdam))
+    recorder = Recorder(training.optimizer, every=1)
     with waiting_raises():
         for t in range(3):
             training.optimizer.param_groups[0]["eps"] = 1e-8 * (t + 1)  # a hyper-parameter that has to be copied there
             training.step()
+    assert len(recorder.rows()) == 3
 
 
 def test_a_wait_is_seen(backend: str) -> None:
