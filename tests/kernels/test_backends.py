@@ -121,7 +121,7 @@ def test_report() -> None:
         "cpu              usable",
         "reference        usable",
         "triton   ",
-        'backend="auto" takes',
+        "on cpu: backend cpu",
         "threads, compiled by",
     ):
         assert word in run.stdout
