@@ -122,7 +122,8 @@ def step(
     gradients: dict[int | str, Array] = {}
     for k, g in grads.items():
         h = x.scale.get(k, 1.0) * (-g if maximize else g)
-        h = h + rounding * np.abs(h)
+        if rounding:  # not for 0: infinity times 0 is no number
+            h = h + rounding * np.abs(h)
         gradients[k] = h if shared else h + l2_decay * p
     total = np.sum(list(gradients.values()), axis=0)
     if shared:
