@@ -41,9 +41,9 @@ class PerTerm:
                 "call the rule's check_terms(terms) before the rule"
             )
         if self._copied != self._values or (self._tensor.device, self._tensor.dtype) != (terms.device, terms.dtype):
-            self._copied = self._values
             on_host = torch.tensor(self._values, dtype=terms.dtype, device="cpu")
             self._tensor = on_host.to(terms.device, non_blocking=True)
+            self._copied = self._values  # last: an interrupt before leaves this undone
         return self._tensor
 
 

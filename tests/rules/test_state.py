@@ -1,5 +1,6 @@
 """The state of rules: what is saved is all of it, and stays where CUDA graphs look for it."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from mtadam_fused import rules
 from mtadam_fused.rules import MGDA, PCD, FairGrad, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 from tests.rules.gradients import conflicting, gram_of
 from tests.support.defaults import unusual_defaults
+from tests.support.interrupts import Interrupter
 from tests.support.rules import ON_GRAM
 
 MAKERS: dict[str, Callable[[], Rule]] = {
@@ -94,6 +96,20 @@ def test_the_defaults_of_torch_do_not_matter(make: Callable[[], Rule], terms: in
     with unusual_defaults():
         found = run()
     assert all(map(torch.equal, found, expected))
+
+
+def test_interrupted_weights_are_looked_up_again() -> None:
+    losses = torch.ones(3)
+    for line in range(1, 100):
+        rule = FixedWeights([1.0, 2.0, 3.0])
+        rule.check_terms("abc", allow_more=False)
+        interrupter = Interrupter(line)
+        with contextlib.suppress(KeyboardInterrupt), interrupter:
+            rule(torch.zeros(3, 3), losses)
+        assert rule(torch.zeros(3, 3), losses).tolist() == [1.0, 2.0, 3.0]
+        if interrupter.where is None:
+            break
+    assert 4 < line < 99
 
 
 @pytest.mark.parametrize(
