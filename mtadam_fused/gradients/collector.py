@@ -13,7 +13,7 @@ from ..distributed.dtensor import describe_placement, full_tensor, is_dtensor, r
 from ..distributed.dtensor import version as tensor_version
 from ..hyperparameters import Term
 from ..reference import arithmetic_type
-from ..tables.layout import TermGradients, dense_like, same_strides
+from ..tables.layout import TermGradients, dense_like, fit_gradients, memory_of, same_strides
 
 
 class GradientCollector:
@@ -39,6 +39,7 @@ class GradientCollector:
         self.clip_factor: Tensor | None = None
         self._communicator = communicator
         self._by_term: dict[int, list[Tensor | None]] = {}
+        self._memory: dict[int, object] = {}  # of the parameters that a term's gradients fit; None for none
         self._params: list[Tensor] = []  # that the gradients are of
         self._open_term: tuple[Term] | None = None
         self._combined: list[tuple[Tensor, Tensor, object]] = []  # parameters, what the last step left there, versions
@@ -51,6 +52,7 @@ class GradientCollector:
         """Drop all waiting gradients and losses."""
         self._communicator.abandon()
         self._by_term.clear()
+        self._memory.clear()
         self._params = []
         self._losses.clear()
         self._loss_factor = None
@@ -143,6 +145,8 @@ class GradientCollector:
             grads = accumulate(held, grads)
         with self._all_or_none():
             self._communicator.all_reduce_mean_async(grads)  # of those held too: averages of averages are the same
+        memory = memory_of(self._local(params))
+        self._memory[position] = memory if held is None or self._memory[position] == memory else None
         self._by_term[position] = grads
 
     def leave_combined(self, param: Tensor, grad: Tensor) -> None:
@@ -160,13 +164,21 @@ class GradientCollector:
         """Return ``[terms][params]`` gradients, None where absent.
 
         Raises:
-            RuntimeError: the first of ``params`` are not those that the gradients were taken of.
+            RuntimeError: the first of ``params`` are not those that the gradients were taken of, or have become others.
         """
         self._check_params(params)
         self._wait()
         absent: list[Tensor | None] = [None] * len(params)
         rows = [self._by_term.get(k, absent) for k in range(terms)]
-        return [row + absent[len(row) :] for row in rows]
+        rows = [row + absent[len(row) :] for row in rows]
+        memory = memory_of(self._local(params))
+        # A parameter may have back what it had before the gradients were taken, so that the tables are current.
+        if any(of_term != memory for of_term in self._memory.values()):
+            fit_gradients(rows, self._local(params))
+        return rows
+
+    def _local(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        return to_locals(params) if self._communicator.has_shards else params
 
     @property
     def losses(self) -> dict[int, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..distributed.dtensor import to_local, to_locals
 from ..reference import arithmetic_type
-from .layout import State, StateLayout, TermGradients, fit_gradients, grow_state, moments
+from .layout import State, StateLayout, TermGradients, fit_gradients, grow_state, memory_of, moments
 from .param_table import ParamTable
 
 
@@ -94,7 +94,7 @@ class ParamTableCache:
         """Return what the tables depend on besides the state."""
         sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
         local = to_locals(params) if self._has_shards else params
-        return terms, sizes, [(p.data_ptr(), p.dtype, p.stride(), p.numel()) for p in local]
+        return terms, sizes, memory_of(local)
 
     def _have_state(self, grads: TermGradients) -> bool:
         """Return whether every pair that has a gradient has its state."""

@@ -43,6 +43,11 @@ def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(value)
 
 
+def memory_of(params: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """Return what tells whether parameters still have the memory that they had."""
+    return [(p.data_ptr(), p.dtype, p.stride(), p.numel()) for p in params]
+
+
 def fit_gradients(grads: TermGradients, params: Sequence[Tensor]) -> None:
     """Give waiting gradients the strides of parameters whose layout has changed since; replaces entries of ``grads``.
 

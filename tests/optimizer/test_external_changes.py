@@ -78,6 +78,21 @@ def test_a_parameter_that_changes_after_backward(change: Callable[[Tensor], Tens
     assert not torch.equal(q, before)
 
 
+@pytest.mark.parametrize("change", [lambda p: p.double(), lambda p: torch.ones(9), lambda p: p[:2]])
+def test_a_parameter_that_has_its_memory_back_at_the_step(change: Callable[[Tensor], Tensor], backend: str) -> None:
+    optimizer, (p, q) = start(backend, 5, 7)
+    kept, p.data = p.data, change(p.data)
+    run_backward(optimizer, [p, q])
+    p.data = kept
+    before = q.detach().clone()
+    with pytest.raises(RuntimeError, match=r"parameter 0 has become .* since its gradient was taken"):
+        optimizer.step()
+    assert torch.equal(q, before)
+    optimizer.zero_grad()
+    step(optimizer, [p, q])
+    assert not torch.equal(q, before)
+
+
 def test_a_layout_that_changes_after_backward(backend: str) -> None:
     def run(change: bool) -> Tensor:
         torch.manual_seed(0)
