@@ -316,15 +316,17 @@ class TermOptimizer(Optimizer):
             torch.autograd.graph.increment_version(list(compress(args.table.params, args.has_grad)))
             if args.table.has_shards:
                 torch.autograd.graph.increment_version(list(compress(args.table.local_params, args.has_grad)))
-            # Kernels need dense memory: parameters with gaps are stepped in a dense copy.
-            for row in args.needs_copy:
-                args.table.dense[row].copy_(args.table.local_params[row])
+            args.copy_in()
         # After an interrupt from here on nothing waits that could be stepped on twice.
         self._collector.clear()
         self._collector.forget_combined()
-        self._update(steps)
+        try:
+            self._update(steps)
+        finally:  # after an interrupt too: state has advanced
+            for args in steps:
+                args.copy_out()
         for args in steps:
-            self._publish(args)
+            self._leave_combined(args)
         return result
 
     def _prepare_steps(self) -> list[StepArgs]:
@@ -336,7 +338,9 @@ class TermOptimizer(Optimizer):
         self._check_step(grads)
         if self.check_finite:
             self._collector.check_finite(grads, self.terms)
-        tables = self._table_cache.get(self.param_groups, self.state, grads, before=self._select_backends)
+        tables = self._table_cache.get(
+            self.param_groups, self.state, grads, self._select_backends, self._collector.fitted_memory()
+        )
         own_grads = [[list(map(term.__getitem__, table.positions)) for term in grads] for table in tables]
         return [StepArgs(table, of, groups, weights, anchors) for table, of in zip(tables, own_grads, strict=True)]
 
@@ -373,12 +377,9 @@ class TermOptimizer(Optimizer):
         """Run the kernels of one step over all tables."""
         raise NotImplementedError
 
-    def _publish(self, args: StepArgs) -> None:
-        """Show users what the kernels have written to other memory than theirs."""
-        table = args.table
-        for row in args.needs_copy:
-            table.local_params[row].copy_(table.dense[row])
-        for param, combined in zip(table.params, args.combined or (), strict=False):
+    def _leave_combined(self, args: StepArgs) -> None:
+        """Leave the combined gradients in ``p.grad``, where they are wanted."""
+        for param, combined in zip(args.table.params, args.combined or (), strict=False):
             if combined is not None:
                 self._collector.leave_combined(param, dtensor_like(param, combined))
 

@@ -13,7 +13,7 @@ from ..distributed.dtensor import describe_placement, full_tensor, is_dtensor, r
 from ..distributed.dtensor import version as tensor_version
 from ..hyperparameters import Term
 from ..reference import arithmetic_type
-from ..tables.layout import TermGradients, dense_like, fit_gradients, memory_of, same_strides
+from ..tables.layout import TermGradients, dense_like, memory_of, same_strides
 
 
 class GradientCollector:
@@ -145,7 +145,7 @@ class GradientCollector:
             grads = accumulate(held, grads)
         with self._all_or_none():
             self._communicator.all_reduce_mean_async(grads)  # of those held too: averages of averages are the same
-        memory = memory_of(self._local(params))
+        memory = memory_of(to_locals(params) if sharded else params)
         self._memory[position] = memory if held is None or self._memory[position] == memory else None
         self._by_term[position] = grads
 
@@ -164,21 +164,17 @@ class GradientCollector:
         """Return ``[terms][params]`` gradients, None where absent.
 
         Raises:
-            RuntimeError: the first of ``params`` are not those that the gradients were taken of, or have become others.
+            RuntimeError: the first of ``params`` are not those that the gradients were taken of.
         """
         self._check_params(params)
         self._wait()
         absent: list[Tensor | None] = [None] * len(params)
         rows = [self._by_term.get(k, absent) for k in range(terms)]
-        rows = [row + absent[len(row) :] for row in rows]
-        memory = memory_of(self._local(params))
-        # A parameter may have back what it had before the gradients were taken, so that the tables are current.
-        if any(of_term != memory for of_term in self._memory.values()):
-            fit_gradients(rows, self._local(params))
-        return rows
+        return [row + absent[len(row) :] for row in rows]
 
-    def _local(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
-        return to_locals(params) if self._communicator.has_shards else params
+    def fitted_memory(self) -> list[object]:
+        """Return for each term what ``memory_of`` the parameters was when they fitted its gradients."""
+        return list(self._memory.values())
 
     @property
     def losses(self) -> dict[int, Tensor]:

@@ -1,9 +1,9 @@
 """Keeps an optimizer's tables current with its parameters, its state and its terms."""
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import chain
 from operator import is_, methodcaller
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from .layout import State, StateLayout, TermGradients, fit_gradients, grow_state
 from .param_table import ParamTable
 
 
+class Layout(NamedTuple):
+    """What tables depend on besides the state."""
+
+    terms: int
+    groups: list[tuple[int, bool]]  # of each the number of parameters, and AMSGrad
+    memory: object  # of the parameters
+    strides: list[tuple[int, ...]]
+
+
 class ParamTableCache:
     """Build the tables of one optimizer, and rebuild them when what they were built from has changed."""
 
@@ -21,7 +30,7 @@ class ParamTableCache:
         self._state_layout = state_layout
         self._has_shards = True  # whether any parameter may be a DTensor
         self._tables: list[ParamTable] = []
-        self._layout: object = None
+        self._layout: Layout | None = None
         self._state_values: list[Any] = []
         self._sampled_pointers: list[int] = []
         self._has_state: list[list[bool]] = []  # [K][parameters]
@@ -33,17 +42,24 @@ class ParamTableCache:
         state: MutableMapping[Tensor, State],
         grads: TermGradients,
         before: Callable[[], None] = lambda: None,
+        fitted_memory: Sequence[object] = (),
     ) -> list[ParamTable]:
         """Return the tables of ``groups``, with state for every pair that ``grads`` ([K][parameters]) reaches.
 
         Allocates missing state, filled with zeros. Moves state and ``grads`` to the strides and the device of their
         parameter where these have changed. Calls ``before`` before it changes anything.
 
+        Args:
+            fitted_memory: what ``memory_of`` the parameters was when gradients were fitted to them. They may have got
+                back since what they had before, so that the tables are current, and yet the gradients do not fit.
+
         Raises:
             RuntimeError: the gradients or the state of a parameter have another shape than the parameter.
         """
         params = [p for group in groups for p in group["params"]]
-        if not (self._is_current(groups, params, state, len(grads)) and self._have_state(grads)):
+        layout = self._layout_of(groups, params, len(grads))
+        fits = all(memory == layout.memory for memory in fitted_memory)
+        if not (fits and self._is_current(layout, state) and self._have_state(grads)):
             fit_gradients(grads, to_locals(params))
             check_state(state, params)
             before()
@@ -77,24 +93,22 @@ class ParamTableCache:
             absent: list[Tensor | None] = [None for group in groups for _ in group["params"]]
             self.get(groups, state, [list(absent) for _ in range(terms)])  # which gives running norms their size
 
-    def _is_current(
-        self, groups: list[dict[str, Any]], params: list[Tensor], state: MutableMapping[Tensor, State], terms: int
-    ) -> bool:
+    def _is_current(self, layout: object, state: MutableMapping[Tensor, State]) -> bool:
         """Return whether the tables' addresses are still those of the parameters and of the state."""
         states = param_states(state)
         same_number = sum(map(len, states)) == len(self._state_values)
         return (
             same_number
-            and self._layout == self._layout_of(groups, params, terms)
+            and self._layout == layout
             and all(map(is_, iter_state_values(states), self._state_values))
             and self._sampled_pointers == sample_pointers(states)
         )
 
-    def _layout_of(self, groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> object:
+    def _layout_of(self, groups: list[dict[str, Any]], params: list[Tensor], terms: int) -> Layout:
         """Return what the tables depend on besides the state."""
         sizes = [(len(group["params"]), group["amsgrad"]) for group in groups]
         local = to_locals(params) if self._has_shards else params
-        return terms, sizes, memory_of(local)
+        return Layout(terms, sizes, memory_of(local), [p.stride() for p in local])
 
     def _have_state(self, grads: TermGradients) -> bool:
         """Return whether every pair that has a gradient has its state."""

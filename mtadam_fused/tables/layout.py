@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(value)
 
 
-def memory_of(params: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+def memory_of(params: Sequence[Tensor]) -> tuple[list[Any], ...]:
     """Return what tells whether parameters still have the memory that they had."""
-    return [(p.data_ptr(), p.dtype, p.stride(), p.numel()) for p in params]
+    return tuple(list(map(of_one, params)) for of_one in (Tensor.data_ptr, Tensor.numel, attrgetter("dtype")))
 
 
 def fit_gradients(grads: TermGradients, params: Sequence[Tensor]) -> None:

@@ -85,6 +85,16 @@ class StepArgs:
         """Rows of the parameters with gaps that any term reaches."""
         return [row for row in self.table.needs_copy if self.has_grad[row]]
 
+    def copy_in(self) -> None:
+        """Copy the parameters with gaps to dense memory, which the kernels need."""
+        for row in self.needs_copy:
+            self.table.dense[row].copy_(self.table.local_params[row])
+
+    def copy_out(self) -> None:
+        """Copy the parameters with gaps back from dense memory."""
+        for row in self.needs_copy:
+            self.table.local_params[row].copy_(self.table.dense[row])
+
     def members(self) -> dict[str, int]:
         """Return the members of ``StepArgs`` in csrc/launch.h, in their order: sizes and addresses in host memory.
 

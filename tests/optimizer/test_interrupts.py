@@ -163,3 +163,18 @@ def test_loading_that_fails_midway_changes_nothing(error: type, backend: str, mo
     training.optimizer.load_state_dict(other.optimizer.state_dict())
     steps: list[Tensor] = [state["step"] for state in training.optimizer.state.values()]
     assert [step.item() for step in steps] == [4.0, 4.0]
+
+
+def test_parameters_with_gaps_are_stepped_with_their_state() -> None:
+    """An interrupt just after the kernels, which step a dense copy."""
+    backend = Interrupting()
+    p, q = (nn.Parameter(torch.arange(8.0)[::2]) for _ in range(2))
+    optimizer, other = MTAdam([p], backend=backend), MTAdam([q], backend="reference")
+    optimizer.backward({"a": p.square().sum()})
+    other.backward({"a": q.square().sum()})
+    backend.when = "after"
+    with interrupted():
+        optimizer.step()
+    other.step()
+    assert torch.equal(p, q)
+    assert torch.equal(optimizer.state[p]["exp_avg"], other.state[q]["exp_avg"])
