@@ -4,12 +4,13 @@ Manual optimization needs nothing from here: call ``self.optimizers().optimizer.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from ..gradients.losses import sum_losses
-from .unwrap import find_term_optimizer, refuse_scaler
+from .unwrap import find_term_optimizer, need_term_optimizer, refuse_scaler, without_sync
 
 
 class TermLosses:
@@ -24,8 +25,8 @@ class TermLosses:
                 return BalancedAdam(self.named_parameters(), process_group=torch.distributed.group.WORLD)
 
     The Trainer's ``accumulate_grad_batches`` and ``gradient_clip_val`` work: the latter calls ``clip_grad_norm_`` of
-    the optimizer. In several processes give the optimizer the ``process_group``, as above; it is None in one. With
-    mixed precision use ``precision="bf16-mixed"``.
+    the optimizer. In several processes (``strategy="ddp"``) give the optimizer the ``process_group``, as above; it is
+    None in one. With mixed precision use ``precision="bf16-mixed"``.
     """
 
     trainer: Any
@@ -51,20 +52,34 @@ class TermLosses:
             return
         refuse_scaler(getattr(self.trainer.precision_plugin, "scaler", None), "use Trainer(precision='bf16-mixed')")
         parts = self.trainer.accumulate_grad_batches
-        optimizer = find_term_optimizer(self.optimizers(use_pl_optimizer=False))
+        optimizer = need_term_optimizer(self.optimizers(use_pl_optimizer=False))
         optimizer.backward({term: each / parts for term, each in losses.items()})
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Make the step, whose closure makes forward and backward passes, without a second average of the gradients.
+
+        Raises:
+            RuntimeError: in several processes the optimizer has no ``process_group``.
+        """
+        own = find_term_optimizer(optimizer)
+        with nullcontext() if own is None else without_sync(self.trainer.model, own):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)  # type: ignore[misc]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip what waits in the optimizer, by norm.
+        """Clip what waits in the optimizer, by norm; leave another package's optimizer to Lightning.
 
         Raises:
-            TypeError: the optimizer is none of this package.
             ValueError: another algorithm than "norm".
         """
+        own = find_term_optimizer(optimizer)
+        if own is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)  # type: ignore[misc]
+            return
         if not gradient_clip_val:
             return
-        if (gradient_clip_algorithm or "norm") != "norm":
-            raise ValueError(f"gradient_clip_algorithm is {gradient_clip_algorithm}; use norm")
-        find_term_optimizer(optimizer).clip_grad_norm_(gradient_clip_val)
+        algorithm = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm) or "norm"
+        if algorithm != "norm":
+            raise ValueError(f"gradient_clip_algorithm is {algorithm!r}; it must be 'norm'")
+        own.clip_grad_norm_(gradient_clip_val)

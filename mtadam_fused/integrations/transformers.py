@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.losses import sum_losses
-from .unwrap import find_term_optimizer, refuse_scaler
+from .unwrap import need_term_optimizer, refuse_scaler, without_sync
 
 
 class TermLosses:
@@ -46,19 +46,31 @@ class TermLosses:
 
         Raises:
             TypeError: the optimizer is none of this package.
-            RuntimeError: the Trainer has a GradScaler.
+            RuntimeError: the Trainer has a GradScaler or another version's way to clip, or in several processes the
+                optimizer has no ``process_group``.
         """
+        self._check_clipping()
         refuse_scaler(self.accelerator.scaler, "use TrainingArguments(bf16=True)")
+        optimizer, parts = need_term_optimizer(self.optimizer), self.current_gradient_accumulation_steps
         model.train()
         inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
-        with self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            losses, _ = self.compute_losses(model, inputs)
-        parts = self.current_gradient_accumulation_steps
-        return find_term_optimizer(self.optimizer).backward({term: loss / parts for term, loss in losses.items()})
+        with without_sync(model, optimizer):
+            with self.compute_loss_context_manager():  # type: ignore[attr-defined]
+                losses, _ = self.compute_losses(model, inputs)
+            return optimizer.backward({term: loss / parts for term, loss in losses.items()})
+
+    def _check_clipping(self) -> None:
+        """Raise RuntimeError where this Trainer would never call what clips the gradients."""
+        if self.args.max_grad_norm > 0 and not hasattr(super(), "_clip_grad_norm"):
+            raise RuntimeError(
+                f"max_grad_norm is {self.args.max_grad_norm}, and this version of transformers clips p.grad, where no "
+                "gradients are; use transformers 5.24, or max_grad_norm=0 and optimizer.clip_grad_norm_() in a "
+                "callback's on_pre_optimizer_step"
+            )
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip what waits in the optimizer; return one norm, to be logged."""
-        found = find_term_optimizer(self.optimizer).clip_grad_norm_(self.args.max_grad_norm)
+        found = need_term_optimizer(self.optimizer).clip_grad_norm_(self.args.max_grad_norm)
         return torch.stack(list(found.values())).norm() if isinstance(found, dict) else found
 
     def _get_grad_norm(self, model: Any, grad_norm: Tensor | None = None) -> Tensor | None:

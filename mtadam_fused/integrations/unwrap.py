@@ -1,25 +1,58 @@
-"""The optimizer of this package that a framework has wrapped."""
+"""What all frameworks need: the optimizer inside their wrapper, and no second average of gradients."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+from torch.nn.parallel import DistributedDataParallel
 
 from ..optimizer import TermOptimizer
 
 
-def find_term_optimizer(optimizer: Any) -> TermOptimizer:
-    """Return the optimizer of this package inside a framework's ``optimizer``, which keeps it as ``.optimizer``.
+def find_term_optimizer(optimizer: Any) -> TermOptimizer | None:
+    """Return the optimizer of this package inside a framework's ``optimizer``, None where it is another one."""
+    innermost = unwrap(optimizer)
+    return innermost if isinstance(innermost, TermOptimizer) else None
+
+
+def need_term_optimizer(optimizer: Any) -> TermOptimizer:
+    """Return what :func:`find_term_optimizer` does.
 
     Raises:
-        TypeError: there is none.
+        TypeError: it finds none.
     """
-    while "_collector" not in vars(optimizer):  # Lightning's wrapper passes for an instance of the same class
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            raise TypeError(
-                f"the optimizer is a {type(optimizer).__name__}; give the trainer one of mtadam_fused, such as "
-                "BalancedAdam, or return a single loss"
-            )
+    innermost = unwrap(optimizer)
+    if not isinstance(innermost, TermOptimizer):
+        raise TypeError(
+            f"the optimizer is a {type(innermost).__name__}; give the trainer one of mtadam_fused, such as "
+            "BalancedAdam, or return a single loss"
+        )
+    return innermost
+
+
+def unwrap(optimizer: Any) -> Any:
+    """Return the innermost optimizer. Lightning and Accelerate keep what they wrap as ``.optimizer``."""
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
         optimizer = inner
     return optimizer
+
+
+def without_sync(model: Any, optimizer: TermOptimizer) -> AbstractContextManager[None]:
+    """Return a context for forward and backward passes in which DistributedDataParallel averages no gradients.
+
+    It would average those of the first term only, and fails where that term does not reach all parameters.
+
+    Raises:
+        RuntimeError: the optimizer does not average them either.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    if processes := optimizer._communicator.ignored_processes():
+        raise RuntimeError(
+            f"this is one of {processes} processes, and DistributedDataParallel cannot average the gradients of single "
+            "terms; make the optimizer with process_group=torch.distributed.group.WORLD, once the framework has "
+            "started the processes (the group is None before)"
+        )
+    return model.no_sync()
 
 
 def refuse_scaler(scaler: Any, remedy: str) -> None:

@@ -1,6 +1,7 @@
 """A LightningModule with the mixin makes the steps of a plain loop: accumulation, clipping, manual optimization."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,11 +60,12 @@ class Module(TermLosses, LightningModule):
         return MAKERS[self.name](self.network.parameters(), lr=0.1)
 
 
-def fit(module: LightningModule, **options: Any) -> list[Tensor]:
+def fit(module: LightningModule, *, epochs: int = 1, resume: str | None = None, **options: Any) -> list[Tensor]:
+    """Train, after resuming from the file ``resume`` if any, and return the parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
-            max_epochs=1,
+            max_epochs=epochs,
             accelerator="cpu",
             devices=1,
             logger=False,
@@ -72,22 +74,25 @@ def fit(module: LightningModule, **options: Any) -> list[Tensor]:
             enable_progress_bar=False,
             **options,
         )
-        trainer.fit(module, DataLoader(TensorDataset(inputs()), batch_size=4))
+        trainer.fit(module, DataLoader(TensorDataset(inputs()), batch_size=4), ckpt_path=resume)
     return [p.detach() for p in module.parameters()]
 
 
-def loop(name: str, parts: int, max_norm: float | None) -> list[Tensor]:
+def loop(name: str, parts: int, max_norm: float | None, *, bfloat16: bool = False, epochs: int = 1) -> list[Tensor]:
     """Train as the Trainer should, without it."""
     network = make_network()
     optimizer = MAKERS[name](network.parameters(), lr=0.1)
-    for i, x in enumerate(inputs().split(4)):
-        losses = {term: loss / parts for term, loss in losses_of(network, x).items()}
+    for i, x in enumerate(inputs().split(4) * epochs):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            losses = {term: loss / parts for term, loss in losses_of(network, x).items()}
         if name == "Adam":
             torch.stack(list(losses.values())).sum().backward()
         else:
             optimizer.backward(losses)
         if (i + 1) % parts == 0:
-            if max_norm:
+            if max_norm and name == "Adam":
+                torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+            elif max_norm:
                 optimizer.clip_grad_norm_(max_norm)
             optimizer.step()
             optimizer.zero_grad()
@@ -110,8 +115,31 @@ def test_a_rule_and_clipping() -> None:
     assert same(fit(Module("CombinedAdam"), gradient_clip_val=1.0), loop("CombinedAdam", 1, 1.0))
 
 
-def test_a_plain_loss_is_lightnings_affair() -> None:
-    assert same(fit(Module("Adam"), accumulate_grad_batches=PARTS), loop("Adam", PARTS, None))
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_plain_loss_is_lightnings_affair(max_norm: float | None) -> None:
+    found = fit(Module("Adam"), accumulate_grad_batches=PARTS, gradient_clip_val=max_norm)
+    assert same(found, loop("Adam", PARTS, max_norm))
+
+
+def test_bfloat16() -> None:
+    found = fit(Module("BalancedAdam"), precision="bf16-mixed")
+    assert same(found, loop("BalancedAdam", 1, None, bfloat16=True))
+    assert not same(found, loop("BalancedAdam", 1, None))
+
+
+@pytest.mark.parametrize("name", ["MTAdam", "CombinedAdam"])
+def test_a_resumed_run_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
+    class Saving(Module):
+        def on_train_epoch_end(self) -> None:
+            self.trainer.save_checkpoint(tmp_path / f"{self.current_epoch}.ckpt")
+
+    expected = fit(Saving(name), epochs=2)
+    assert same(expected, loop(name, 1, None, epochs=2))
+    assert same(fit(Module(name), epochs=2, resume=str(tmp_path / "0.ckpt")), expected)
+    saved = torch.load(tmp_path / "0.ckpt", weights_only=True)
+    saved["optimizer_states"][0]["state"] = {}
+    torch.save(saved, tmp_path / "forgetful.ckpt")
+    assert not same(fit(Module(name), epochs=2, resume=str(tmp_path / "forgetful.ckpt")), expected)
 
 
 def test_manual_optimization_needs_no_mixin() -> None:
@@ -139,7 +167,7 @@ def test_errors_name_the_remedy() -> None:
     module.training_step = lambda batch, batch_idx: module.term_losses(losses_of(module.network, batch[0]))  # type: ignore
     with pytest.raises(TypeError, match="the optimizer is a Adam; give the trainer one of mtadam_fused"):
         fit(module)
-    with pytest.raises(ValueError, match=r"gradient_clip_algorithm is .*; use norm"):
+    with pytest.raises(ValueError, match="gradient_clip_algorithm is 'value'; it must be 'norm'"):
         fit(Module("MTAdam"), gradient_clip_val=1.0, gradient_clip_algorithm="value")
 
 

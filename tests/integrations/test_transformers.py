@@ -69,23 +69,23 @@ def make_trainer(name: str, folder: Path, parts: int = 1, max_norm: float = 0.0,
         max_grad_norm=max_norm,
         lr_scheduler_type="constant",
         report_to=[],
-        save_strategy="no",
         logging_steps=1,
         use_cpu=True,
         disable_tqdm=True,
-        **options,
+        **{"save_strategy": "no", **options},
     )
     model = Network()
     optimizer = MAKERS[name](model.parameters(), lr=0.1)
     return LossTrainer(model, arguments, train_dataset=Rows(), eval_dataset=Rows(), optimizers=(optimizer, None))
 
 
-def loop(name: str, parts: int, max_norm: float) -> list[Tensor]:
+def loop(name: str, parts: int, max_norm: float, *, bfloat16: bool = False) -> list[Tensor]:
     """Train as the Trainer should, without it."""
     network = Network()
     optimizer = MAKERS[name](network.parameters(), lr=0.1)
     for i, x in enumerate(Rows().rows.split(4)):
-        losses = losses_of(network.linear(x), x[:, :2])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            losses = losses_of(network.linear(x), x[:, :2])
         optimizer.backward({term: loss / parts for term, loss in losses.items()})
         if (i + 1) % parts == 0:
             if max_norm:
@@ -95,11 +95,17 @@ def loop(name: str, parts: int, max_norm: float) -> list[Tensor]:
     return [p.detach() for p in network.parameters()]
 
 
-@pytest.mark.parametrize("name", ["BalancedAdam", "CombinedAdam"])
-@pytest.mark.parametrize(("parts", "max_norm"), [(1, 0.0), (1, 1.0), (PARTS, 1.0)])
+@pytest.mark.parametrize(
+    ("name", "parts", "max_norm"),
+    [
+        ("BalancedAdam", 1, 0.0),
+        ("BalancedAdam", 1, 1.0),
+        ("BalancedAdam", PARTS, 1.0),
+        ("CombinedAdam", 1, 0.0),
+        ("CombinedAdam", 1, 1.0),
+    ],
+)
 def test_the_trainer_makes_the_steps_of_a_loop(name: str, parts: int, max_norm: float, tmp_path: Path) -> None:
-    if name == "CombinedAdam" and parts > 1:
-        pytest.skip("UPGrad over all parameters is asked in step(): no difference")
     trainer = make_trainer(name, tmp_path, parts, max_norm)
     trainer.train()
     found = [p.detach() for p in trainer.model.parameters()]
@@ -109,6 +115,30 @@ def test_the_trainer_makes_the_steps_of_a_loop(name: str, parts: int, max_norm: 
     norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     assert len(norms) == (BATCHES // parts if max_norm else 0)
     assert all(float(norm) > max_norm for norm in norms)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    trainer = make_trainer("BalancedAdam", tmp_path, bf16=True)
+    trainer.train()
+    found = [p.detach() for p in trainer.model.parameters()]
+    assert same(found, loop("BalancedAdam", 1, 0.0, bfloat16=True))
+    assert not same(found, loop("BalancedAdam", 1, 0.0))
+
+
+@pytest.mark.parametrize("name", ["BalancedAdam", "CombinedAdam"])
+def test_a_resumed_run_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
+    make_trainer(name, tmp_path, save_strategy="steps", save_steps=BATCHES // 2).train()
+    checkpoint = tmp_path / f"checkpoint-{BATCHES // 2}"
+    assert same(resume(name, checkpoint), loop(name, 1, 0.0))
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    torch.save(saved | {"state": {}}, checkpoint / "optimizer.pt")
+    assert not same(resume(name, checkpoint), loop(name, 1, 0.0))
+
+
+def resume(name: str, checkpoint: Path) -> list[Tensor]:
+    trainer = make_trainer(name, checkpoint.parent)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    return [p.detach() for p in trainer.model.parameters()]
 
 
 def test_evaluation_has_the_sum_of_the_losses(tmp_path: Path) -> None:
@@ -127,12 +157,20 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"float16 training .* use TrainingArguments\(bf16=True\)"):
         trainer.train()
 
+
+def test_another_versions_way_to_clip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(transformers.Trainer, "_clip_grad_norm")
+    with pytest.raises(RuntimeError, match=r"max_grad_norm is 1\.0, and this version .* or max_grad_norm=0"):
+        make_trainer("BalancedAdam", tmp_path, max_norm=1.0).train()
+    make_trainer("BalancedAdam", tmp_path).train()
+
+
+def test_compute_losses_must_be_written(tmp_path: Path) -> None:
     class Forgetful(TermLosses, transformers.Trainer):
         pass
 
-    model = Network()
-    forgetful = Forgetful(
-        model, trainer.args, train_dataset=Rows(), optimizers=(BalancedAdam(model.parameters()), None)
-    )
+    model, arguments = Network(), make_trainer("BalancedAdam", tmp_path).args
+    optimizer = BalancedAdam(model.parameters())
+    forgetful = Forgetful(model, arguments, train_dataset=Rows(), optimizers=(optimizer, None))
     with pytest.raises(NotImplementedError, match="Forgetful must define compute_losses"):
         forgetful.train()
