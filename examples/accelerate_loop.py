@@ -1,4 +1,4 @@
-"""Two losses in a loop with Accelerate: accumulation, clipping, checkpoints. It needs three lines of glue.
+"""Two losses in a loop with Accelerate: accumulation, clipping, a scheduler. The glue is three lines, marked by #.
 
     python examples/accelerate_loop.py             # half a minute
     accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
@@ -37,22 +37,22 @@ def main() -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
-    # The group of all processes; None in one. Accelerate does not average the terms' gradients.
+    # The optimizer averages the gradients over all processes, so Accelerate must not (see no_sync below).
     optimizer = BalancedAdam(network.named_parameters(), lr=1e-3, process_group=torch.distributed.group.WORLD)
     scheduler = CosineAnnealingLR(optimizer, args.steps * accelerator.num_processes)
     loader = DataLoader(make_data(), batch_size=64, shuffle=True)
     network, optimizer, scheduler, loader = accelerator.prepare(network, optimizer, scheduler, loader)
-    balanced = optimizer.optimizer  # ours, in Accelerate's wrapper
+    balanced = optimizer.optimizer  # what Accelerate has wrapped
 
     step, averages = 0, []
     while step < args.steps:
         for inputs, targets in loader:
-            with accelerator.accumulate(network):
+            with accelerator.accumulate(network), accelerator.no_sync(network):  # forward and backward passes
                 losses = losses_of(network(inputs), targets)
                 parts = accelerator.gradient_accumulation_steps
                 total = balanced.backward({name: loss / parts for name, loss in losses.items()})
                 if accelerator.sync_gradients:
-                    balanced.clip_grad_norm_(1.0)  # in the place of accelerator.clip_grad_norm_
+                    balanced.clip_grad_norm_(1.0)  # not accelerator's, which finds no gradients
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()

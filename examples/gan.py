@@ -48,6 +48,7 @@ def train_judge(images: Tensor, labels: Tensor, steps: int) -> nn.Module:
 
 def generator_losses(discriminator: nn.Module, fake: Tensor, real: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     features, realness, digit = discriminator(fake)
+    # Badly chosen weights: on the plain sum the second loss drowns the third.
     return {
         "adversarial": softplus(-realness).mean(),
         "features": 100 * (features.mean(0) - discriminator(real)[0].mean(0)).square().sum(),
@@ -105,7 +106,7 @@ def main() -> None:
             axis.imshow(image.reshape(8, 8), cmap="gray")
             axis.axis("off")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=100)
+    figure.savefig(args.out, dpi=100, bbox_inches="tight")
 
 
 if __name__ == "__main__":

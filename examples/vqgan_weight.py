@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from mtadam_fused import CombinedAdam
-from mtadam_fused.rules import GradientNormalization
+from mtadam_fused.rules import FixedWeights, GradientNormalization
+
+WEIGHTS = {"reconstruction": 1.0, "discriminator": 0.1}
 
 
-def train(images: Tensor, steps: int, size: float) -> tuple[float, float]:
+def train(images: Tensor, steps: int, size: float, adaptive: bool) -> tuple[float, float]:
     """Return the reconstruction's error and the discriminator's last weight; its loss is ``size`` times as large."""
     torch.manual_seed(0)
     last_layer = nn.Linear(128, 64)
@@ -24,14 +26,11 @@ def train(images: Tensor, steps: int, size: float) -> tuple[float, float]:
     decoder = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), last_layer)
     discriminator = nn.Sequential(nn.Linear(64, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1))
     params = [*encoder.parameters(), *decoder.parameters()]
-    rule = GradientNormalization(
-        anchor="reconstruction",
-        clamp=(0, 1e4),
-        eps=1e-4,
-        parameters=last_layer.weight,
-        preference={"reconstruction": 1.0, "discriminator": 0.1},
+    at_last_layer = GradientNormalization(
+        anchor="reconstruction", clamp=(0, 1e4), eps=1e-4, parameters=last_layer.weight, preference=WEIGHTS
     )
-    optimizer = CombinedAdam(params, rule, lr=1e-3, terms=("reconstruction", "discriminator"))
+    rule = at_last_layer if adaptive else FixedWeights(WEIGHTS)
+    optimizer = CombinedAdam(params, rule, lr=1e-3, terms=tuple(WEIGHTS))
     its_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
     for step in range(steps):
         batch = images[torch.randint(len(images), (64,))]
@@ -58,8 +57,10 @@ def main() -> None:
     args = parser.parse_args()
     images = torch.tensor(load_digits().data / 8 - 1, dtype=torch.float32)
     for size in (1.0, 1000.0):
-        error, weight = train(images, args.steps, size)
-        print(f"discriminator's loss times {size:g}: its weight ends at {weight:.2g}, reconstruction error {error:.3f}")
+        for adaptive in (False, True):
+            error, weight = train(images, args.steps, size, adaptive)
+            kind = "adaptive" if adaptive else "fixed"
+            print(f"discriminator's loss times {size:g}, {kind} weight {weight:.2g}: reconstruction error {error:.3f}")
 
 
 if __name__ == "__main__":
