@@ -1,6 +1,6 @@
 """Two losses in a loop with Accelerate: accumulation, clipping, a scheduler. The glue is three lines, marked by #.
 
-    python examples/accelerate_loop.py             # half a minute
+    python examples/accelerate_loop.py             # ten seconds
     accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
 
 Tested with accelerate 1.15.

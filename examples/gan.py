@@ -1,6 +1,6 @@
 """Train a generator with three losses: fool the discriminator, match its features, and show the wanted digit.
 
-python examples/gan.py            # about a minute; compares BalancedAdam with Adam on the plain sum
+python examples/gan.py            # half a minute; compares BalancedAdam with Adam on the plain sum
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Two tasks on one trunk: which digit an image shows, and where its ink is. Four strategies in one line each.
 
-python examples/multitask.py      # about a minute
+python examples/multitask.py      # ten seconds
 """
 
 import argparse

@@ -30,6 +30,13 @@ PRINTED = {
     "ddp.py": r"process [01]: replicas are equal: True",
     "fsdp2.py": rf"total loss: {NUMBER} at the checkpoint, {NUMBER} after 20 steps",
 }
+FALLING = {  # where to find a loss that falls within 20 steps, before and after
+    "lightning_module.py": rf"size ({NUMBER})",
+    "lightning_module.py --manual": rf"size ({NUMBER})",
+    "accelerate_loop.py": rf"({NUMBER}) (?:in the beginning|after)",
+    "ddp.py": rf"total loss ({NUMBER})",
+    "fsdp2.py": rf"({NUMBER}) (?:at the checkpoint|after)",
+}
 PICTURES = ("gan.py", "pinn.py")
 DISTRIBUTED = ("ddp.py", "fsdp2.py")
 
@@ -56,6 +63,9 @@ def test_example(words: str, tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert re.search(PRINTED[words], run.stdout)
+    if words in FALLING:
+        losses = [float(value) for value in re.findall(FALLING[words], run.stdout)]
+        assert losses[0] > losses[-1]
     assert "UserWarning: step() ignores" not in run.stderr
     assert "replicas drift apart" not in run.stderr
     assert picture.exists() == (name in PICTURES)
