@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..gradients.losses import sum_losses
-from .unwrap import find_term_optimizer, need_term_optimizer, refuse_scaler, without_sync
+from .unwrap import check_order, find_term_optimizer, need_term_optimizer, refuse_scaler, without_sync
 
 
 class TermLosses:
@@ -26,12 +26,22 @@ class TermLosses:
 
     The Trainer's ``accumulate_grad_batches`` and ``gradient_clip_val`` work: the latter calls ``clip_grad_norm_`` of
     the optimizer. In several processes (``strategy="ddp"``) give the optimizer the ``process_group``, as above; it is
-    None in one. With mixed precision use ``precision="bf16-mixed"``.
+    None in one. With mixed precision use ``precision="bf16-mixed"``. An ``optimizer_step`` of your own must call
+    ``super().optimizer_step``.
     """
 
     trainer: Any
     optimizers: Any
     _losses: dict[Any, Tensor] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the order of the bases.
+
+        Raises:
+            TypeError: the framework's class comes before this one.
+        """
+        super().__init_subclass__(**options)
+        check_order(cls, TermLosses, "backward")
 
     def term_losses(self, losses: Mapping[Any, Tensor]) -> Tensor:
         """Keep ``losses`` for the backward pass, and return their sum, as ``training_step`` has to."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.losses import sum_losses
-from .unwrap import need_term_optimizer, refuse_scaler, without_sync
+from .unwrap import check_order, need_term_optimizer, refuse_scaler, without_sync
 
 
 class TermLosses:
@@ -30,6 +30,15 @@ class TermLosses:
     accelerator: Any
     optimizer: Any
     current_gradient_accumulation_steps: int
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check the order of the bases.
+
+        Raises:
+            TypeError: the framework's class comes before this one.
+        """
+        super().__init_subclass__(**options)
+        check_order(cls, TermLosses, "training_step")
 
     def compute_losses(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Mapping[Any, Tensor], Any]:
         """Return the losses by term, scalars, and the model's outputs; yours to write."""

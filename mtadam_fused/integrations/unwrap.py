@@ -59,3 +59,11 @@ def refuse_scaler(scaler: Any, remedy: str) -> None:
     """Raise RuntimeError where the framework has made a GradScaler, which it steps with in a way of its own."""
     if scaler is not None and scaler.is_enabled():
         raise RuntimeError(f"float16 training with a GradScaler takes the optimizer's place in the step; {remedy}")
+
+
+def check_order(cls: type, mixin: type, method: str) -> None:
+    """Raise TypeError where a base of ``cls`` that comes before the ``mixin`` hides its ``method``."""
+    for base in cls.__mro__[: cls.__mro__.index(mixin)]:
+        if method in vars(base) and not issubclass(base, mixin):
+            order = f"class {cls.__name__}({mixin.__name__}, {base.__name__})"
+            raise TypeError(f"{base.__name__} comes before {mixin.__name__} and hides its {method}(); write {order}")

@@ -171,6 +171,15 @@ def test_errors_name_the_remedy() -> None:
         fit(Module("MTAdam"), gradient_clip_val=1.0, gradient_clip_algorithm="value")
 
 
+def test_the_mixin_comes_first() -> None:
+    with pytest.raises(
+        TypeError, match=r"LightningModule comes before .*; write class Late\(TermLosses, LightningModule"
+    ):
+
+        class Late(LightningModule, TermLosses):
+            pass
+
+
 def test_a_grad_scaler_is_refused() -> None:
     from lightning.pytorch.plugins import MixedPrecision
 

@@ -158,6 +158,13 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_the_mixin_comes_first() -> None:
+    with pytest.raises(TypeError, match=r"Trainer comes before .*; write class Late\(TermLosses, Trainer\)"):
+
+        class Late(transformers.Trainer, TermLosses):
+            pass
+
+
 def test_another_versions_way_to_clip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(transformers.Trainer, "_clip_grad_norm")
     with pytest.raises(RuntimeError, match=r"max_grad_norm is 1\.0, and this version .* or max_grad_norm=0"):
