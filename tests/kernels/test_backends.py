@@ -27,7 +27,7 @@ from tests.support.stages import check_other_norms, check_stages
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_default_device_does_not_matter(name: str, backend: str) -> None:
-    expected, training = start_training(name, "cpu", backend), start_training(name, "cpu", backend)
+    expected, training = (start_training(name, "cpu", backend, sizes=(1, 7, 300)) for _ in range(2))
     expected.step()
     with torch.device("meta"):  # where nothing can be read
         training.optimizer.load_state_dict(training.optimizer.state_dict())

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.rules import MGDA, PCD, FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule
 from oracles.tolerances import TooFar, check_values
-from tests.support.cases import DTYPES, Case, CombinedCase
+from tests.support.cases import DTYPES, Case, CombinedCase, fewer
 from tests.support.stages import check_products_beyond_float32
 from tests.support.strategies import cases
 
@@ -50,12 +50,13 @@ class Spy(Rule):
 # -- combined_adam -----------------------------------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
-@given(case=cases())
-def test_any_case(case: Case, backend: str) -> None:
-    CombinedCase.like(case).run(backend)
+def test_any_case(backend: str) -> None:
+    @settings(max_examples=fewer(80, backend), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(case=cases())
+    def run(case: Case) -> None:
+        CombinedCase.like(case).run(backend)
+
+    run()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
