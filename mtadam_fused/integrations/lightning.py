@@ -26,8 +26,8 @@ class TermLosses:
 
     The Trainer's ``accumulate_grad_batches`` and ``gradient_clip_val`` work: the latter calls ``clip_grad_norm_`` of
     the optimizer. In several processes (``strategy="ddp"``) give the optimizer the ``process_group``, as above; it is
-    None in one. With mixed precision use ``precision="bf16-mixed"``. An ``optimizer_step`` of your own must call
-    ``super().optimizer_step``.
+    None in one. What FSDP2 shards (``ModelParallelStrategy``) needs no group. With mixed precision use
+    ``precision="bf16-mixed"``. An ``optimizer_step`` of your own must call ``super().optimizer_step``.
     """
 
     trainer: Any

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from mtadam_fused import BalancedAdam
+from mtadam_fused.distributed.dtensor import full_tensor
 from tests.support.processes import error_of, save_and_exit
 
 PROCESSES, BATCHES, ROWS, PARTS, MAX_NORM = 2, 6, 4, 2, 1.0
+FSDP2_ON_CPU = torch.__version__ >= "2.11"
 
 
 class Rows(Dataset):
@@ -62,8 +65,9 @@ def make_loader(sampler: Any = None) -> DataLoader:
     return DataLoader(Rows(), batch_size=ROWS // PROCESSES, sampler=sampler)
 
 
-def with_lightning(*, manual: bool = False, averages: bool = True) -> nn.Module:
+def with_lightning(*, manual: bool = False, sharded: bool = False, averages: bool = True) -> nn.Module:
     from lightning import LightningModule, Trainer
+    from lightning.pytorch.strategies import ModelParallelStrategy
 
     from mtadam_fused.integrations.lightning import TermLosses
 
@@ -72,6 +76,10 @@ def with_lightning(*, manual: bool = False, averages: bool = True) -> nn.Module:
             super().__init__()
             self.automatic_optimization = not manual
             self.heads = Heads()
+
+        def configure_model(self) -> None:
+            if sharded:
+                fully_shard(self.heads, mesh=self.device_mesh["data_parallel"])
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
             losses = losses_of(self.heads(**batch), batch["x"])
@@ -93,7 +101,7 @@ def with_lightning(*, manual: bool = False, averages: bool = True) -> nn.Module:
         max_epochs=1,
         accelerator="cpu",
         devices=PROCESSES,
-        strategy="ddp",
+        strategy=ModelParallelStrategy(PROCESSES, 1) if sharded else "ddp",
         use_distributed_sampler=False,  # Lightning's own shuffles
         logger=False,
         enable_checkpointing=False,
@@ -165,6 +173,7 @@ def main(framework: str, folder: Path, rank: int, init_method: str) -> None:
         "lightning": {
             "automatic": with_lightning,
             "manual": lambda: with_lightning(manual=True),
+            "sharded": lambda: with_lightning(sharded=True, averages=False),
             "without a group": lambda: error_of(lambda: with_lightning(averages=False)),
         },
         "accelerate": {"loop": with_accelerate},
@@ -173,11 +182,14 @@ def main(framework: str, folder: Path, rank: int, init_method: str) -> None:
             "without a group": lambda: error_of(lambda: with_transformers(folder, averages=False)),
         },
     }
+    if not FSDP2_ON_CPU:
+        del runs["lightning"]["sharded"]
     results = {name: run() for name, run in runs[framework].items()}
-    states = {
-        name: found if isinstance(found, str) else list(found.state_dict().values()) for name, found in results.items()
-    }
-    save_and_exit(folder, rank, states)
+    save_and_exit(folder, rank, {name: error_or_state(found) for name, found in results.items()})
+
+
+def error_or_state(found: Any) -> Any:
+    return found if isinstance(found, str) else [full_tensor(value) for value in found.state_dict().values()]
 
 
 if __name__ == "__main__":

@@ -11,10 +11,16 @@ from torch import Tensor
 
 from mtadam_fused import BalancedAdam
 from oracles.tolerances import TooFar, check_values, same
-from tests.integrations.ddp_worker import MAX_NORM, PARTS, PROCESSES, ROWS, Heads, Rows, losses_of
+from tests.integrations.ddp_worker import FSDP2_ON_CPU, MAX_NORM, PARTS, PROCESSES, ROWS, Heads, Rows, losses_of
 from tests.support.processes import run_all
 
-RUNS = [("lightning", "automatic"), ("lightning", "manual"), ("accelerate", "loop"), ("transformers", "trainer")]
+RUNS = [
+    ("lightning", "automatic"),
+    ("lightning", "manual"),
+    pytest.param("lightning", "sharded", marks=pytest.mark.skipif(not FSDP2_ON_CPU, reason="needs torch 2.11")),
+    ("accelerate", "loop"),
+    ("transformers", "trainer"),
+]
 
 
 @pytest.fixture(scope="module")
