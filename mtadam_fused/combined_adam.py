@@ -18,7 +18,7 @@ from .rules.weigh import ask, weigh, weighted_sum
 from .tables.layout import StateLayout, TermGradients
 from .tables.param_table import ParamTable
 from .tables.step_args import StepArgs
-from .telemetry import Pair, PerParam, Reading, read_cosines, unique_names
+from .telemetry import Pair, PerParam, Reading, read_cosines
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -165,7 +165,7 @@ class CombinedAdam(TermOptimizer):
             either gradient was absent or zero, or nothing has looked; or, if the optimizer was made from
             ``model.named_parameters()``, a dict from names to scalar tensors.
         """
-        return self._read_cosines().by_key(self._params(), unique_names(self.param_groups))
+        return self._read_cosines().by_key(self._params(), self._param_names())
 
     def _read_cosines(self) -> Reading:
         return read_cosines(*self._looked_at, self.terms, self._params())
@@ -266,7 +266,7 @@ class CombinedAdam(TermOptimizer):
 
     def _ask(self, steps: Sequence[StepArgs]) -> None:
         if self._collector.weights is None:
-            self._collector.weights = self._ask_rule(steps)
+            self._collector.weights = self._ask_rule(self._gram(steps))
         self._weights = self._collector.weights
         scales = self._scales(self._weights)
         for args in steps:
@@ -276,8 +276,8 @@ class CombinedAdam(TermOptimizer):
         for args in steps:
             self._backends[args.table.device].combined_adam(args)
 
-    def _ask_rule(self, steps: Sequence[StepArgs]) -> Tensor:
-        return ask(self.rule, self._gram(steps), self._collector.losses, self._communicator)
+    def _ask_rule(self, gram: Tensor) -> Tensor:
+        return ask(self.rule, gram, self._collector.losses, self._communicator)
 
     def _scales(self, weights: Tensor) -> Tensor:
         """Return ``[K]``: what the gradients that wait are multiplied by, given the rule's ``weights``."""
@@ -310,11 +310,11 @@ class CombinedAdam(TermOptimizer):
         if not collector:
             return torch.zeros((), dtype=torch.float64, device=self._params()[0].device)
         steps = self._prepare_steps()
-        if collector.weights is None:
-            collector.weights = self._ask_rule(steps)
         gram = sum_gram(steps, self._backends, len(self.terms), steps[0].table.device)
         if not collector.is_sum:
             self._look_at(steps)
+        if collector.weights is None:
+            collector.weights = self._ask_rule(self._probed_part(steps, gram))
         # Weights of absent terms may be anything.
         scales = self._scales(collector.weights.to(gram)).where(gram.diagonal() != 0, 0.0)
         norm = (scales @ gram @ scales).clamp(min=0.0).sqrt()
@@ -336,6 +336,19 @@ class CombinedAdam(TermOptimizer):
                     probed.append(args)
         self._look_at(probed)
         return sum_gram(probed, self._backends, len(self.terms), steps[0].table.device)
+
+    def _probed_part(self, steps: Sequence[StepArgs], gram: Tensor) -> Tensor:
+        """Return what :meth:`_gram` does, from the tables' dot products of all parameters, whose sum is ``gram``."""
+        if not self.rule.needs_gram:
+            return torch.zeros_like(gram)
+        rows = self._probed_rows(steps)
+        if all(map(all, rows)):
+            return gram
+        part = torch.zeros_like(gram)
+        for args, of_table in zip(steps, rows, strict=True):
+            is_probed = torch.tensor(of_table, device="cpu").to(args.table.device, non_blocking=True)
+            part += args.table.gram.where(is_probed[:, None, None], 0.0).sum(dim=0).to(gram.device)
+        return part
 
     def _look_at(self, steps: Sequence[StepArgs]) -> None:
         """Note that the tables' dot products are those of this step."""

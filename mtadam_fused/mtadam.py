@@ -21,7 +21,7 @@ from .hyperparameters import (
 from .optimizer import TermOptimizer
 from .tables.layout import StateLayout, TermGradients
 from .tables.step_args import StepArgs
-from .telemetry import PerParam, Reading, read_columns, unique_names
+from .telemetry import PerParam, Reading, read_columns
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -220,12 +220,12 @@ class MTAdam(TermOptimizer):
             the optimizer was made from ``model.named_parameters()``, a dict from names to scalar tensors.
         """
         (norms,) = self._read("norm_avg")
-        return norms.by_key(self._params(), unique_names(self.param_groups))
+        return norms.by_key(self._params(), self._param_names())
 
     def term_scales(self) -> dict[Term, PerParam]:
         """Return the scale applied to each term's gradient in the last step; see :meth:`running_norms`."""
         (scales,) = self._read("scales")
-        return scales.by_key(self._params(), unique_names(self.param_groups))
+        return scales.by_key(self._params(), self._param_names())
 
     def _read(self, *names: str) -> list[Reading]:
         """Read these values of the tables, which are brought up to date with the state first."""

@@ -25,6 +25,7 @@ from .tables.checkpoint import asks_for_state, read_state_dict
 from .tables.layout import StateLayout, TermGradients
 from .tables.param_table import check_param
 from .tables.step_args import StepArgs
+from .telemetry import unique_names
 
 OWN_ATTRIBUTES = ("keep_combined_grad", "check_finite", "backend", "_communicator", "_state_layout", "_has_fixed_terms")
 
@@ -102,7 +103,7 @@ class TermOptimizer(Optimizer):
 
     def _param_names(self) -> list[str]:
         """Return the names of all parameters, or nothing where the optimizer was not made from named ones."""
-        return [name for group in self.param_groups for name in group.get("param_names", ())]
+        return unique_names(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group. Its entries override the defaults, as in torch.optim.
@@ -181,7 +182,7 @@ class TermOptimizer(Optimizer):
             inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)  # an iterator would be used up
         named = named_losses(losses, self.terms, need_finite=not self._communicator)
         terms = self._with_terms(named, allow_more=False)
-        self._collector.free_grads(self._params(), self._param_names())
+        self._collector.free_grads(self._params(), self._param_names)
         total = sum_losses(named.values())  # before the graphs are freed, and the losses exchanged by hooks
         try:
             with explain_donated_buffers():
@@ -224,7 +225,7 @@ class TermOptimizer(Optimizer):
             check_loss(name, loss, need_graph=False, need_finite=not self._communicator)
         terms = self._with_terms([name], allow_more=True)
         self._check_term_block()
-        self._collector.free_grads(self._params(), self._param_names())
+        self._collector.free_grads(self._params(), self._param_names)
         try:
             with self._collector.open_term(name):
                 yield
@@ -303,7 +304,7 @@ class TermOptimizer(Optimizer):
         if not self._collector:
             self._collector.clear()  # losses of terms that have reached no parameter
             if not self._make_state():
-                self._collector.refuse_unowned_grads(self._params(), self._param_names())
+                self._collector.refuse_unowned_grads(self._params(), self._param_names)
             return result
         steps = self._prepare_steps()
         if self.keep_combined_grad:

@@ -11,7 +11,7 @@ import torch
 from .backends.device import is_capturing
 from .combined_adam import CombinedAdam
 from .mtadam import MTAdam
-from .telemetry import OF_ALL_PARAMS, Label, Row, describe, unique_names
+from .telemetry import OF_ALL_PARAMS, Label, Row, describe
 
 COLUMNS = ("step", "quantity", "term", "other", "parameter", "value")  # of to_pandas()
 
@@ -81,7 +81,7 @@ class Recorder:
             return
         self.step += 1
         if (self.step - 1) % self._every == 0:
-            labels: list[Label] = [*unique_names(optimizer.param_groups)] or [*range(len(optimizer._params()))]
+            labels: list[Label] = [*optimizer._param_names()] or [*range(len(optimizer._params()))]
             self._rows.append(Row(self.step, labels, optimizer._readings()))
 
     # -- reading -------------------------------------------------------------------------------------------------------

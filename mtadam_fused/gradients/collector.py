@@ -1,7 +1,7 @@
 """The gradients of each loss term, taken out of ``p.grad`` and kept apart until the step."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 
@@ -76,12 +76,12 @@ class GradientCollector:
         """Allow another term to open."""
         self._open_term = None
 
-    def free_grads(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
+    def free_grads(self, params: Sequence[Tensor], names: Callable[[], Sequence[str]]) -> None:
         """Make ``p.grad`` None: drop what the last step has left there, and refuse anything else.
 
         Args:
             params: all parameters of the optimizer.
-            names: of the parameters, for the error message; may be empty.
+            names: returns those of the parameters, or nothing, for the error message.
 
         Raises:
             RuntimeError: another term is open, or a gradient belongs to no term.
@@ -97,13 +97,14 @@ class GradientCollector:
                 p.grad = None
         self._combined = []
 
-    def refuse_unowned_grads(self, params: Sequence[Tensor], names: Sequence[str]) -> None:
+    def refuse_unowned_grads(self, params: Sequence[Tensor], names: Callable[[], Sequence[str]]) -> None:
         """Raise RuntimeError if ``p.grad`` holds anything but what the last step has left there.
 
         Arguments as of :meth:`free_grads`.
         """
         for i in self._unowned_grads(params):
-            name = f" ({names[i]})" if i < len(names) else ""
+            known = names()
+            name = f" ({known[i]})" if known else ""
             raise RuntimeError(
                 f"parameter {i}{name} has a gradient in .grad that belongs to no term. Call "
                 "optimizer.backward({...}) instead of loss.backward(), or make that gradient inside "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtadam_fused import BalancedAdam, CombinedAdam, MTAdam
+from mtadam_fused.backends.reference import ReferenceBackend
 from mtadam_fused.rules import FixedWeights, GradientNormalization, GradNorm, PCGrad, Rule, UPGrad
 from oracles.tolerances import TooFar, check_values, same
 
@@ -245,3 +246,22 @@ def test_torchs_default_device_does_not_matter(make: Callable[..., Any]) -> None
     with torch.device("meta"):
         found = run(params)
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["one pass", "PCGrad", "GradNorm"])
+def test_gradients_are_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping and the rule use the same dot products, and the step needs none."""
+    calls: list[Any] = []
+    term_gram = ReferenceBackend.term_gram
+
+    def count(self: ReferenceBackend, args: Any) -> None:
+        calls.append(args)
+        term_gram(self, args)
+
+    monkeypatch.setattr(ReferenceBackend, "term_gram", count)
+    params = make_params()
+    optimizer = make_combined(name, params, backend="reference")
+    optimizer.backward(losses_of(params, 0))
+    optimizer.clip_grad_norm_(5.0)
+    optimizer.step()
+    assert len(calls) == 1
