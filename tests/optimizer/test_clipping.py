@@ -265,3 +265,19 @@ def test_gradients_are_read_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     optimizer.clip_grad_norm_(5.0)
     optimizer.step()
     assert len(calls) == 1
+
+
+def test_weights_of_absent_terms_may_be_anything(backend: str) -> None:
+    class NanWhereAbsent(Rule):
+        def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+            return gram.diagonal() / gram.diagonal()
+
+    params = make_params()
+    optimizer = CombinedAdam(params, NanWhereAbsent(), backend=backend, terms=("a", "b", "c"))
+    grads = gradients(params, 1)
+    assert "c" not in grads
+    optimizer.backward(losses_of(params, 1))
+    summed = [np.sum(of_param, axis=0) for of_param in zip(*grads.values(), strict=True)]
+    check_values(optimizer.clip_grad_norm_(1.0), np.array(norm(summed)), 1e-12)
+    optimizer.step()
+    assert all(p.isfinite().all() for p in params)

@@ -177,4 +177,5 @@ def test_parameters_with_gaps_are_stepped_with_their_state() -> None:
         optimizer.step()
     other.step()
     assert torch.equal(p, q)
+    assert not p.eq(torch.arange(8.0)[::2])[1:].any()  # the first is 0, and so is its gradient
     assert torch.equal(optimizer.state[p]["exp_avg"], other.state[q]["exp_avg"])
