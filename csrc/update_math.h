@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define MTADAM_FN __host__ __device__ __forceinline__
@@ -115,7 +116,8 @@ MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
 // The larger of two numbers, NaN if either is (as torch.maximum).
 template <class C>
 MTADAM_FN C nan_max(C a, C b) {
-  return a >= b || a != a ? a : b;
+  const C larger = a > b ? a : b;  // b where either is NaN: one instruction of x86
+  return a != a ? a : larger;
 }
 
 // What a step multiplies by.
@@ -153,10 +155,21 @@ MTADAM_FN StepFactors<C> step_factors(double lr, double beta1, double beta2, dou
           C(lr * decoupled_decay)};
 }
 
+// Of a number, or of each element of a vector of the CPU kernels.
+template <class C>
+MTADAM_FN C square_root(C x) {
+  if constexpr (std::is_arithmetic_v<C>) {
+    return std::sqrt(x);
+  } else {
+    for (unsigned i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+  }
+}
+
 // The parameter after a step. `largest` is the largest v_k over the terms; with AMSGrad the largest maximum.
 template <class C>
 MTADAM_FN C updated_param(C param, C exp_avg, C largest, const StepFactors<C>& f) {
-  const C change = f.step_size * exp_avg / (std::sqrt(largest) * f.inv_correction2 + f.eps) + f.decay * param;
+  const C change = f.step_size * exp_avg / (square_root(largest) * f.inv_correction2 + f.eps) + f.decay * param;
   return param - change;  // one subtraction, so that the parameter is rounded once
 }
 

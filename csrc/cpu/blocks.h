@@ -1,4 +1,4 @@
-// The inner loops of the CPU kernels, over one block of one tensor. `blocks.cpp` is compiled once per instruction set;
+// The inner loops of the CPU kernels, over some elements of one row. `blocks.cpp` is compiled once per instruction set;
 // the best set that the machine has is taken at run time.
 #pragma once
 
@@ -9,15 +9,12 @@
 
 namespace mtadam::cpu {
 
-// Elements of one update block. Small, so that the streams of K terms (4 KB apart in the cache as torch allocates them)
-// alternate often and all stay in the first-level cache: with 128 instead of 1,024 the step runs a third faster.
-constexpr int64_t kBlock = 128;
-
-// The arguments of one block. Addresses are null where a term is absent (grad), was never reached (exp_avg_sq), or
-// AMSGrad is off (max_exp_avg_sq). Second moments and maxima are one for each term, in combined_adam one for all.
+// The addresses of one row, and what scales its gradients. Addresses are null where a term is absent (grad), was never
+// reached (exp_avg_sq), or AMSGrad is off (max_exp_avg_sq). Second moments and maxima are one for each term, in
+// combined_adam one for all.
 template <class C>
-struct BlockArgs {
-  int64_t terms;
+struct RowArgs {
+  int64_t terms, moments;
   const C* scale;  // [terms]
   void* param;
   C* exp_avg;
@@ -27,28 +24,28 @@ struct BlockArgs {
   C* const* max_exp_avg_sq;  // [moments]
 };
 
-// Updates of n <= kBlock elements, by [parameter type][gradient type], null where the pair is not supported.
+// Updates of elements [begin, end), by [parameter type][gradient type], null where the pair is not supported.
 template <class C>
-using Updates = void (*[kStorageTypes][kStorageTypes])(const BlockArgs<C>& at, int64_t n, const RowScalars<C>& row);
+using Updates = void (*[kStorageTypes][kStorageTypes])(const RowArgs<C>& at, int64_t begin, int64_t end,
+                                                       const RowScalars<C>& row);
 
 // The most gradients whose products one pass sums.
 constexpr int64_t kGradsPerPass = 4;
 
-// Elements of each gradient that one pass sums, in the arithmetic type: 4 KB, so that those of ten terms stay in a
-// first-level cache.
+// Elements of each gradient that are summed in the arithmetic type; sums of those are double. The products of all pairs
+// go through as many at a time, 4 KB, so that those of ten terms stay in a first-level cache.
 constexpr int64_t kElementsPerTile = 1024;
 
-// Sums products of some gradients over n elements, in type A and in an order that depends on n alone.
-template <class A>
-using Sums = void (*)(const void* const* grads, const void* one_more, int64_t n, A* sums);
+// Sums products of some gradients over elements [begin, end), in an order that depends on their number alone.
+using Sums = void (*)(const void* const* grads, const void* one_more, int64_t begin, int64_t end, double* sums);
 
 template <class C>
 struct Blocks {
   // By gradient type and number of gradients (less one): their squares.
-  Sums<C> squares[kStorageTypes][kGradsPerPass];
+  Sums squares[kStorageTypes][kGradsPerPass];
   // The products of all pairs, (0, 0), (1, 0), (1, 1), (2, 0), ...; the products with one more gradient, when all are
   // in the cache. In double: those of large float32 gradients would overflow, and those of small ones vanish.
-  Sums<double> pairs[kStorageTypes][kGradsPerPass], with_one[kStorageTypes][kGradsPerPass];
+  Sums pairs[kStorageTypes][kGradsPerPass], with_one[kStorageTypes][kGradsPerPass];
   Updates<C> mtadam_update, combined_adam;
 };
 

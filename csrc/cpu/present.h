@@ -1,4 +1,4 @@
-// The gradients that reach a row, a tile of elements at a time.
+// The gradients that reach a row.
 #pragma once
 
 #include <vector>
@@ -17,21 +17,26 @@ struct Present {
   int64_t count() const { return int64_t(term.size()); }
 };
 
-// Calls body(present, n) for every n elements of the chunk.
-template <class C, class Body>
-void for_tiles(const StepArgs<C>& args, const Chunk& chunk, const Body& body) {
+// Returns those of a row, valid until the thread asks for another row's.
+template <class C>
+const Present& present_in(const StepArgs<C>& args, int64_t r) {
   static thread_local Present present;  // a step allocates nothing
-  present.type = args.grad_type[chunk.row];
-  for (int64_t i = chunk.begin; i < chunk.end; i += kElementsPerTile) {
-    present.term.clear();
-    present.grad.clear();
-    for (int64_t k = 0; k < args.terms; ++k)
-      if (const int64_t grad = args.grad[k * args.rows + chunk.row]) {
-        present.term.push_back(k);
-        present.grad.push_back(address(grad, present.type, i));
-      }
-    body(present, std::min(kElementsPerTile, chunk.end - i));
-  }
+  present.type = args.grad_type[r];
+  present.term.clear();
+  present.grad.clear();
+  for (int64_t k = 0; k < args.terms; ++k)
+    if (const int64_t grad = args.grad[k * args.rows + r]) {
+      present.term.push_back(k);
+      present.grad.push_back(reinterpret_cast<const void*>(grad));
+    }
+  return present;
+}
+
+// Calls body(begin, end) for the elements of each tile of a chunk.
+template <class Body>
+void for_tiles(const Chunk& chunk, const Body& body) {
+  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kElementsPerTile)
+    body(begin, std::min(begin + kElementsPerTile, chunk.end));
 }
 
 }  // namespace mtadam::cpu

@@ -25,8 +25,4 @@ bool has_any_grad(const StepArgs<C>& args, int64_t r) {
 // Bytes of one element of a storage type.
 constexpr int64_t kStorageBytes[kStorageTypes] = {8, 4, 2, 2};
 
-inline const char* address(int64_t base, int64_t type, int64_t element) {
-  return reinterpret_cast<const char*>(base) + element * kStorageBytes[type];
-}
-
 }  // namespace mtadam::cpu

@@ -7,17 +7,17 @@ namespace {
 // Adds the products of some gradients, from `first` on, with each other and with those before them, to the lower
 // triangle of `gram`, [terms, terms].
 template <class C>
-void add_products(const Present& present, int64_t first, int64_t n, int64_t terms, double* gram) {
+void add_products(const Present& present, int64_t first, int64_t begin, int64_t end, int64_t terms, double* gram) {
   const int64_t last = std::min(first + kGradsPerPass, present.count());
   const void* const* const grad = present.grad.data();
   const auto at = [&](int64_t k, int64_t j) -> double& { return gram[present.term[k] * terms + present.term[j]]; };
   double sums[kGradsPerPass * (kGradsPerPass + 1) / 2];
-  blocks<C>().pairs[present.type][last - first - 1](grad + first, nullptr, n, sums);
+  blocks<C>().pairs[present.type][last - first - 1](grad + first, nullptr, begin, end, sums);
   for (int64_t k = first, pair = 0; k < last; ++k)
     for (int64_t j = first; j <= k; ++j, ++pair) at(k, j) += sums[pair];
   for (int64_t k = first; k < last; ++k)
     for (int64_t before = 0; before < first; before += kGradsPerPass) {
-      blocks<C>().with_one[present.type][kGradsPerPass - 1](grad + before, grad[k], n, sums);
+      blocks<C>().with_one[present.type][kGradsPerPass - 1](grad + before, grad[k], begin, end, sums);
       for (int64_t j = 0; j < kGradsPerPass; ++j) at(k, before + j) += sums[j];
     }
 }
@@ -28,9 +28,10 @@ template <class C>
 void term_gram(const StepArgs<C>& args) {
   const int64_t terms = args.terms;
   const auto of_chunk = [&](const Chunk& chunk, double* gram) {
-    for_tiles(args, chunk, [&](const Present& present, int64_t n) {
+    const Present& present = present_in(args, chunk.row);
+    for_tiles(chunk, [&](int64_t begin, int64_t end) {
       for (int64_t first = 0; first < present.count(); first += kGradsPerPass)
-        add_products<C>(present, first, n, terms, gram);
+        add_products<C>(present, first, begin, end, terms, gram);
     });
   };
   sum_rows(args, {0, args.rows}, terms * terms, of_chunk, [&](int64_t r, const double* gram) {

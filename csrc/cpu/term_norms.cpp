@@ -9,14 +9,13 @@ namespace mtadam::cpu {
 template <class C>
 void term_norms(const StepArgs<C>& args, Rows rows) {
   const auto squares = [&](const Chunk& chunk, double* sums) {
-    for_tiles(args, chunk, [&](const Present& present, int64_t n) {
-      for (int64_t first = 0; first < present.count(); first += kGradsPerPass) {
-        const int64_t count = std::min(kGradsPerPass, present.count() - first);
-        C found[kGradsPerPass];
-        blocks<C>().squares[present.type][count - 1](&present.grad[first], nullptr, n, found);
-        for (int64_t i = 0; i < count; ++i) sums[present.term[first + i]] += found[i];
-      }
-    });
+    const Present& present = present_in(args, chunk.row);
+    for (int64_t first = 0; first < present.count(); first += kGradsPerPass) {
+      const int64_t count = std::min(kGradsPerPass, present.count() - first);
+      double found[kGradsPerPass];
+      blocks<C>().squares[present.type][count - 1](&present.grad[first], nullptr, chunk.begin, chunk.end, found);
+      for (int64_t i = 0; i < count; ++i) sums[present.term[first + i]] = found[i];
+    }
   };
   sum_rows(args, rows, args.terms, squares, [&](int64_t r, const double* sums) {
     for (int64_t k = 0; k < args.terms; ++k)

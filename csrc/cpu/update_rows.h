@@ -16,61 +16,54 @@ RowScalars<C> row_scalars(const StepArgs<C>& args, int64_t r) {
                              step_factors<C>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(args.steps[r])));
 }
 
-// A thread's addresses of one block.
+// The row that a thread updates.
 template <class C>
-struct Addresses {
-  explicit Addresses(const StepArgs<C>& args)
-      : grad(args.terms), exp_avg_sq(args.moments), max_exp_avg_sq(args.moments) {}
+class ThreadRow {
+ public:
+  explicit ThreadRow(const StepArgs<C>& args)
+      : args_(args), grad_(args.terms), exp_avg_sq_(args.moments), max_exp_avg_sq_(args.moments) {}
 
-  std::vector<const void*> grad;
-  std::vector<C*> exp_avg_sq, max_exp_avg_sq;
+  void take(int64_t r) {
+    const Row& row = args_.row[r];
+    const auto pointer = [](int64_t address) { return reinterpret_cast<C*>(address); };
+    for (int64_t k = 0; k < args_.terms; ++k) grad_[k] = pointer(args_.grad[k * args_.rows + r]);
+    for (int64_t k = 0; k < args_.moments; ++k) {
+      exp_avg_sq_[k] = pointer(args_.exp_avg_sq[k * args_.rows + r]);
+      max_exp_avg_sq_[k] = pointer(args_.max_exp_avg_sq[k * args_.rows + r]);
+    }
+    at_ = {args_.terms,        args_.moments,        args_.scale + r * args_.terms,
+           pointer(row.param), pointer(row.exp_avg), pointer(args_.combined[r]),
+           grad_.data(),       exp_avg_sq_.data(),   max_exp_avg_sq_.data()};
+    scalars_ = row_scalars(args_, r);
+    number_ = r;
+  }
+
+  void update(const Updates<C>& updates, const Chunk& chunk) {
+    if (chunk.row != number_) take(chunk.row);
+    updates[args_.row[number_].param_type][args_.grad_type[number_]](at_, chunk.begin, chunk.end, scalars_);
+  }
+
+ private:
+  const StepArgs<C>& args_;
+  int64_t number_ = -1;
+  RowScalars<C> scalars_{};
+  std::vector<const void*> grad_;
+  std::vector<C*> exp_avg_sq_, max_exp_avg_sq_;
+  RowArgs<C> at_{};
 };
 
-// Blocks of one chunk, last first: the gradients read last by stage 1 are the ones still in the cache.
-template <class C>
-void update_chunk(const StepArgs<C>& args, const Updates<C>& updates, const Chunk& chunk, const RowScalars<C>& scalars,
-                  Addresses<C>& of) {
-  const Row& row = args.row[chunk.row];
-  const int64_t grad_type = args.grad_type[chunk.row];
-  const auto update = updates[row.param_type][grad_type];
-  const auto at = [](int64_t base, int64_t i) { return base ? reinterpret_cast<C*>(base) + i : nullptr; };
-  const int64_t combined = args.combined[chunk.row];
-  const int64_t count = (chunk.end - chunk.begin + kBlock - 1) / kBlock;
-  for (int64_t b = count - 1; b >= 0; --b) {
-    const int64_t i = chunk.begin + b * kBlock;
-    for (int64_t k = 0; k < args.terms; ++k) {
-      const int64_t grad = args.grad[k * args.rows + chunk.row];
-      of.grad[k] = grad ? address(grad, grad_type, i) : nullptr;
-    }
-    for (int64_t k = 0; k < args.moments; ++k) {
-      of.exp_avg_sq[k] = at(args.exp_avg_sq[k * args.rows + chunk.row], i);
-      of.max_exp_avg_sq[k] = at(args.max_exp_avg_sq[k * args.rows + chunk.row], i);
-    }
-    const BlockArgs<C> block{args.terms,
-                             args.scale + chunk.row * args.terms,
-                             const_cast<char*>(address(row.param, row.param_type, i)),
-                             at(row.exp_avg, i),
-                             combined ? const_cast<char*>(address(combined, row.param_type, i)) : nullptr,
-                             of.grad.data(),
-                             of.exp_avg_sq.data(),
-                             of.max_exp_avg_sq.data()};
-    update(block, std::min(kBlock, chunk.end - i), scalars);
-  }
-}
+// Chunks that a thread updates one after the other. It takes runs of them last first, because the gradients that stage
+// 1 read last are the ones still in the cache.
+constexpr int64_t kRun = 4;
 
 template <class C>
 void update_rows(const StepArgs<C>& args, const Updates<C>& updates, Rows rows) {
   const Chunks chunks(args, rows);
   parallel_for(chunks.size(), chunks.grain(), [&](int64_t begin, int64_t end) {
-    Addresses<C> addresses(args);
-    int64_t row = -1;
-    RowScalars<C> scalars{};
-    for (int64_t c = end - 1; c >= begin; --c) {
-      const Chunk chunk = chunks[c];
-      if (!has_any_grad(args, chunk.row)) continue;
-      if (chunk.row != row) scalars = row_scalars(args, row = chunk.row);
-      update_chunk(args, updates, chunk, scalars, addresses);
-    }
+    ThreadRow<C> row(args);
+    for (int64_t last = end; last > begin; last -= kRun)
+      for (int64_t c = std::max(begin, last - kRun); c < last; ++c)
+        if (const Chunk chunk = chunks[c]; has_any_grad(args, chunk.row)) row.update(updates, chunk);
   });
 }
 

@@ -28,7 +28,7 @@ __device__ inline void fold_norms_row(const S& args, int64_t r) {
     const double sum = row_sums<kTermsPerNormsTile>(args, r, first, args.terms);
     const int64_t k = first + threadIdx.x;
     if (threadIdx.x < kTermsPerNormsTile && k < args.terms)
-      args.norm[r * args.terms + k] = args.grad_of(k, r) ? C(std::sqrt(sum)) : C(float_of(0x7fc00000u));
+      args.norm[r * args.terms + k] = args.grad_of(k, r) ? C(std::sqrt(sum)) : C(bit_cast<float>(0x7fc00000u));
   }
   __syncthreads();
 }

@@ -26,8 +26,8 @@ from tests.support.guard_pages import beside_guards, ends_of_overruns, is_guarde
 # Of the value, and of the largest that was added up: terms cancel.
 RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
-# Around a block (128 elements), a tile (1024) and a chunk (4096) of the kernels.
-SHAPES = ((0,), (1,), (3,), (127,), (129,), (4097,), ())
+# Around a block (128 elements of float32 in AVX-512), a tile (1024) and a chunk (8192) of the kernels.
+SHAPES = ((0,), (1,), (3,), (127,), (129,), (8195,), ())
 LAYOUTS = ("contiguous", "offset", "contiguous", "offset", "offset", "contiguous", "contiguous")
 LARGE = ((70_001,), (3,), (50_000,))  # enough for several threads
 

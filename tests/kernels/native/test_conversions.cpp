@@ -121,7 +121,7 @@ bool same_number(double a, double b) {
 // largest finite value and infinity), and the floats next to each; both signs.
 std::vector<float> hard_floats(Format format) {
   std::vector<float> floats = {
-      0.0f, 1e-45f, 1e-30f, 3e38f, std::numeric_limits<float>::max(), INFINITY, NAN, mtadam::float_of(0x7f800001u)};
+      0.0f, 1e-45f, 1e-30f, 3e38f, std::numeric_limits<float>::max(), INFINITY, NAN, mtadam::bit_cast<float>(0x7f800001u)};
   for (int bits = 0; bits < format.infinity(); ++bits) {
     const double value = oracle::magnitude(format, bits), next = oracle::magnitude(format, bits + 1);
     for (const float x : {float(value), float((value + next) / 2)})
@@ -160,7 +160,7 @@ template <class T>
 void test_stores(Format format) {
   for (const float x : hard_floats(format)) CHECK(stores_nearest<T>(format, x));
   std::mt19937 random;
-  for (int i = 0; i < 1000000; ++i) CHECK(stores_nearest<T>(format, mtadam::float_of(uint32_t(random()))));
+  for (int i = 0; i < 1000000; ++i) CHECK(stores_nearest<T>(format, mtadam::bit_cast<float>(uint32_t(random()))));
 }
 
 // The oracle's own rounding, at numbers worked out by hand.
