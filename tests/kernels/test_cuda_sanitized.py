@@ -57,6 +57,7 @@ pytestmark = [
 def run(library: Path, *runtimes: str) -> subprocess.CompletedProcess[str]:
     preload = " ".join(runtime(name) for name in runtimes)
     environment = os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's threads have races of their own
     command = [sys.executable, "-c", STEPS, str(library), str(ROOT)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if "unexpected memory mapping" in done.stderr:

@@ -120,8 +120,14 @@ bool same_number(double a, double b) {
 // Floats where rounding can go wrong: every 16-bit value, every tie between two of them (the last one between the
 // largest finite value and infinity), and the floats next to each; both signs.
 std::vector<float> hard_floats(Format format) {
-  std::vector<float> floats = {
-      0.0f, 1e-45f, 1e-30f, 3e38f, std::numeric_limits<float>::max(), INFINITY, NAN, mtadam::bit_cast<float>(0x7f800001u)};
+  std::vector<float> floats = {0.0f,
+                               1e-45f,
+                               1e-30f,
+                               3e38f,
+                               std::numeric_limits<float>::max(),
+                               INFINITY,
+                               NAN,
+                               mtadam::bit_cast<float>(0x7f800001u)};
   for (int bits = 0; bits < format.infinity(); ++bits) {
     const double value = oracle::magnitude(format, bits), next = oracle::magnitude(format, bits + 1);
     for (const float x : {float(value), float((value + next) / 2)})
