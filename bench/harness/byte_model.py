@@ -19,6 +19,11 @@ def mtadam_step(terms: int, element: int) -> int:
     return gradients + moments + 2 * element
 
 
+def mtadam_read(terms: int, element: int) -> int:
+    """Return the bytes that MTAdam's step reads of these: the K gradients twice; 12K + 8 in float32."""
+    return 2 * terms * element + (terms + 1) * FLOAT + element
+
+
 def mtadam_state(terms: int) -> int:
     """Return the bytes of MTAdam's state: K second moments and one first moment."""
     return (terms + 1) * FLOAT
@@ -27,6 +32,11 @@ def mtadam_state(terms: int) -> int:
 def balanced_step(terms: int, element: int) -> int:
     """Return the bytes of BalancedAdam's step: one second moment, and the K gradients twice; 8K + 24 in float32."""
     return combined_step(terms, element, gram=True)
+
+
+def balanced_read(terms: int, element: int) -> int:
+    """Return the bytes that BalancedAdam's step reads of these; 8K + 12 in float32."""
+    return 2 * terms * element + 2 * FLOAT + element
 
 
 def combined_step(terms: int, element: int, *, gram: bool) -> int:

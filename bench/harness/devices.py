@@ -63,12 +63,15 @@ class CpuDevice:
     """The CPU; see :class:`Device`."""
 
     torch_device = torch.device("cpu")
-    slug = "cpu"
     slow_limit = 1.2e8  # a second a turn for the published loop
     loop_limit = float("inf")
 
     def __init__(self, compile_seconds: int = COMPILE_SECONDS) -> None:
         self.compile_seconds = compile_seconds
+
+    @property
+    def slug(self) -> str:
+        return "-".join(["cpu", *re.findall("[a-z0-9]+", cpu_model().lower())[:1]])  # its make: cpu-amd, cpu-intel
 
     def facts(self) -> dict[str, object]:
         return {"cpu_model": cpu_model(), "gpu": "", "driver": "", **software()}

@@ -38,6 +38,12 @@ def make_adam_k_times(case: Case, device: Device, grads: Grads) -> Contender:
     return Contender("adam-k-times", run, params, bytes_moved=moved)
 
 
+def make_read(case: Case, device: Device, grads: Grads) -> Contender:
+    """Make a sum over as many elements as there are parameters: how fast memory is read alone."""
+    source = torch.ones(max(count_elements(grads[0]), COPIED_ELEMENTS), dtype=case.dtype, device=device.torch_device)
+    return Contender("read", source.sum, bytes_moved=source.nbytes)
+
+
 def make_copy(case: Case, device: Device, grads: Grads) -> Contender:
     """Make a copy within the device's memory, of as many elements as there are parameters."""
     count = max(count_elements(grads[0]), COPIED_ELEMENTS)

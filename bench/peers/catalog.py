@@ -4,7 +4,7 @@ from functools import partial
 from itertools import chain
 
 from bench.harness.side_by_side import Peer
-from bench.peers.baselines import make_adam_k_times, make_adam_on_sum, make_copy
+from bench.peers.baselines import make_adam_k_times, make_adam_on_sum, make_copy, make_read
 from bench.peers.compiled import make_compiled
 from bench.peers.ours import ONE_LAUNCH, make_balanced, make_combined, make_graph, make_mtadam, our_peer
 from bench.peers.published import make_published
@@ -28,6 +28,12 @@ STEP_PEERS: dict[str, Peer] = dict(
         }.items(),
     )
 )
+
+_LIMITED = ("mtadam-cpu", "balanced-cpu", "mtadam-cuda", "balanced-cuda", "adam-on-sum", "copy")
+LIMIT_PEERS: dict[str, Peer] = {
+    **{name: peer for name, peer in STEP_PEERS.items() if name in _LIMITED},
+    "read": Peer(make_read, lambda terms: 1),
+}
 
 COMBINE_PEERS: dict[str, Peer] = {
     **{

@@ -13,6 +13,8 @@ the byte model (`bench/harness/byte_model.py`): 16K + 16 bytes per float32 param
 4K + 24 for one of CombinedAdam, and 4K more with a rule that looks at the gradients. "x copy bandwidth" divides them by
 the GB/s of a copy, which moves 8; a processor that reads what it overwrites really moves 12. "K x Adam" is
 `torch.optim.Adam(fused=True)` on the gradients of each term in turn, "one Adam" a single such step, on their sum.
+A step of MTAdam reads 12K + 8 of its bytes if no gradient is still in a cache when it is read again, and 8K + 8 from
+memory if all are; so "x what a sum reads" can pass 1.
 "Triton" is the same step on the Triton kernels. TorchJD has its Jacobians ready where the step alone is timed, and
 combines them as it does by default, or "layerwise" with `optimize_gramian_computation=True`. `torch.compile` is of the
 reference."""

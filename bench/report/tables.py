@@ -1,9 +1,10 @@
 """The records as Markdown tables; ``python -m bench.report.tables FILE`` prints the short ones of a JSON file."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bench.harness import byte_model
 from bench.harness.measure import Quartiles
 from bench.harness.records import OURS, LeftOut, Record, load
 from bench.workloads.shapes import WORKLOADS
@@ -168,6 +169,7 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
         "Step: times as fast as": [
             optimizer_column(r) | case_columns(r) | backend_column(r) | peer_columns(r) for r in steps
         ],
+        "A step beside what memory allows": limit_rows(records),
         "Weights by a rule, and Adam's step": [
             case_columns(r) | backend_column(r) | speed_columns(r) | peer_columns(r) for r in combined
         ],
@@ -186,6 +188,35 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
         "Memory, bytes per parameter": [case_columns(r) | memory_columns(r) for r in of_memory],
     }
     return {title: markdown(rows) for title, rows in found.items() if rows}
+
+
+def limit_rows(records: Iterable[Record]) -> list[Row]:
+    """Return our steps beside one Adam's GB/s, and what they read beside what a sum reads."""
+    of_group = [record for record in records if record.group == "limit"]
+    rates = {(case_key(record), record.contender): record.gb_per_second for record in of_group}
+    return [limit_row(r, rates) for r in our_records(of_group, "limit") if r.gb_per_second]
+
+
+def case_key(record: Record) -> tuple[str, str, int]:
+    return record.workload, record.dtype, record.terms
+
+
+def limit_row(record: Record, rates: Mapping[tuple, float | None]) -> Row:
+    """Return the row of a step. ``rates`` has the GB/s of each case and contender."""
+    element = 2 if record.dtype == "bfloat16" else 4
+    moved, read = {
+        "mtadam": (byte_model.mtadam_step, byte_model.mtadam_read),
+        "balanced": (byte_model.balanced_step, byte_model.balanced_read),
+    }[kind_of(record)]
+    reading = (record.gb_per_second or 0) * read(record.terms, element) / moved(record.terms, element)
+    adam, alone = (rates.get((case_key(record), name)) for name in ("adam-on-sum", "read"))
+    return {
+        **(optimizer_column(record) | case_columns(record) | speed_columns(record)),
+        "x one Adam's GB/s": format_number(record.gb_per_second / adam) if record.gb_per_second and adam else "",
+        "reads GB/s": format_number(reading),
+        "a sum reads GB/s": format_number(alone),
+        "x what a sum reads": format_number(reading / alone) if alone else "",
+    }
 
 
 def training_row(record: Record) -> Row:

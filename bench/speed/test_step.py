@@ -12,8 +12,8 @@ pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 
 GROUP = "step"
 TERMS = (2, 4, 10)
-# equal_20m is for the rules of CombinedAdam, equal_100m stands for it here.
-_CASES = [Case(workload, terms) for workload in WORKLOADS if workload != "equal_20m" for terms in TERMS]
+ELSEWHERE = ("equal_20m", "equal_40", "one_20m")  # for other groups: equal_100m stands for them here
+_CASES = [Case(workload, terms) for workload in WORKLOADS if workload not in ELSEWHERE for terms in TERMS]
 _CASES += [Case("bert_base", terms, torch.bfloat16) for terms in TERMS]
 CASES = {str(case): case for case in _CASES}
 QUICK_CASES = ["resnet50-K4", "mnist-K10", "tiny_1000-K4", "mnist-K4", "srresnet-K4", "srresnet-K2", "resnet50-K2"]

@@ -26,6 +26,7 @@ from bench.report.pages import describe_machine, write
 from bench.report.tables import all_tables, short_tables
 
 ROOT = Path(__file__).parents[2]
+CPU = CpuDevice().slug
 
 
 def run_benchmarks(out: Path, chosen: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1 of . cases: ",
     ):
         assert re.search(shown, run.stdout), run.stdout
-    return out / "cpu"
+    return out / CPU
 
 
 def test_json_is_pytest_benchmarks_own(folder: Path) -> None:
@@ -104,11 +105,11 @@ def test_quick_cases_begin_with_one_of_each_group(tmp_path: Path) -> None:
 
 
 def test_a_group_is_recorded_anew_alone(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path / "cpu")
+    shutil.copytree(folder, tmp_path / CPU)
     before = load(folder / "benchmarks.json")
     run = run_benchmarks(tmp_path, "train and diabetes and not combine", "--keep-others", MTADAM_FUSED_COMMIT="0123abc")
     assert run.returncode == 0, run.stdout + run.stderr
-    after = load(tmp_path / "cpu" / "benchmarks.json")
+    after = load(tmp_path / CPU / "benchmarks.json")
 
     def of(records: list[Record], trained: bool) -> list[Record]:
         found = [record for record in records if (record.group == "train") == trained]
@@ -124,10 +125,10 @@ def test_a_group_is_recorded_anew_alone(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_group_is_not_added_to_a_record_of_another_machine(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "cpu").mkdir()
+    (tmp_path / CPU).mkdir()
     saved = json.loads((folder / "benchmarks.json").read_text())
     saved["machine_info"] |= {"cpu_model": "another"}
-    (tmp_path / "cpu" / "benchmarks.json").write_text(json.dumps(saved))
+    (tmp_path / CPU / "benchmarks.json").write_text(json.dumps(saved))
     run = run_benchmarks(tmp_path, "diabetes", "--keep-others", "--collect-only")
     assert run.returncode == 4
     assert "was recorded with another cpu_model; record all groups" in run.stderr
@@ -139,11 +140,11 @@ def test_a_run_that_is_cut_short_leaves_the_cases_before(tmp_path: Path) -> None
     paths = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     run = run_benchmarks(tmp_path, "srresnet", "-p", "ends_at_once", PYTHONPATH=paths, MTADAM_FUSED_COMMIT="0123abc")
     assert run.returncode == 9
-    left = load(tmp_path / "cpu" / "benchmarks.json")
+    left = load(tmp_path / CPU / "benchmarks.json")
     assert left.commit == "0123abc"
     assert {(r.workload, r.terms) for r in left.records} == {("srresnet", 4)}
     assert {"mtadam-cpu", "published"} <= {r.contender for r in left.records}
-    assert len((tmp_path / "cpu" / "records.csv").read_text().splitlines()) == 1 + len(left.records)
+    assert len((tmp_path / CPU / "records.csv").read_text().splitlines()) == 1 + len(left.records)
 
 
 def fake_request(contender: str) -> Any:

@@ -44,6 +44,8 @@ PUBLISHED = {
     "tiny_1000": 64_000,
     "small_300": 300 * 1024,
     "equal_20m": 20_000_000,
+    "equal_40": 20_000_000,
+    "one_20m": 20_000_000,
     "equal_100m": 100_000_000,
 }
 CPU = CpuDevice()
@@ -65,6 +67,7 @@ def test_byte_model_is_the_papers() -> None:
     assert byte_model.combined_step(4, 4, gram=False) == 4 * 4 + 24
     assert byte_model.adam_step(4) == 28
     assert byte_model.copy(4) == 8
+    assert (byte_model.mtadam_read(4, 4), byte_model.balanced_read(4, 4)) == (12 * 4 + 8, 8 * 4 + 12)
 
 
 def contenders() -> tuple[Start, dict[str, Contender]]:

@@ -155,6 +155,8 @@ WORKLOADS: dict[str, Callable[[], nn.Module]] = {
     "small_300": lambda: equal_tensors(300, 1024),
     "equal_20m": lambda: equal_tensors(20, 1000, 1000),
     "equal_100m": lambda: equal_tensors(25, 2000, 2000),
+    "equal_40": lambda: equal_tensors(40, 500_000),
+    "one_20m": lambda: equal_tensors(1, 20_000_000),
 }
 GPU_ONLY = {"decoder_1b"}
 
