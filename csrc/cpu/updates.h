@@ -59,6 +59,7 @@ struct MTAdamUpdate {
   MTADAM_FN static void run(const RowArgs<C>& at, int64_t i, const RowScalars<V>& row) {
     const Stream<N, V, P> param(static_cast<P*>(at.param), i);
     V value[N], combined[N] = {}, largest[N] = {};
+    V total[N] = {};  // of the second moments: it is NaN if one of them is, and costs less than to ask each
     MTADAM_EACH(j, N) value[j] = param[j];
     for (int64_t k = 0; k < at.terms; ++k) {
       if (!at.exp_avg_sq[k] || !at.grad[k]) continue;
@@ -69,9 +70,11 @@ struct MTAdamUpdate {
         V moment = exp_avg_sq[j];
         add_term(grad[j], scale, value[j], row, moment, combined[j]);
         exp_avg_sq.set(j, moment);
-        largest[j] = nan_max(largest[j], moment);
+        largest[j] = moment > largest[j] ? moment : largest[j];
+        total[j] += moment;
       }
     }
+    MTADAM_EACH(j, N) largest[j] = total[j] != total[j] ? total[j] : largest[j];
     for (int64_t k = 0; k < at.terms; ++k) {  // an absent term keeps its moments, and still bounds the step
       if (!at.exp_avg_sq[k] || (at.grad[k] && !at.max_exp_avg_sq[k])) continue;
       const Stream<N, V, C> exp_avg_sq(at.exp_avg_sq[k], i);
