@@ -163,6 +163,7 @@ def run_cases(capability: str, *, preload: Sequence[str] = (), pool: str = "", *
     # Leaks are not looked for: that needs ptrace, which containers often refuse.
     environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     environment["OMP_WAIT_POLICY"] = "passive"  # for more threads than processors
+    environment["PYTHONWARNINGS"] = "ignore::UserWarning"  # of optimizers, in random cases
     if pool:
         environment["MTADAM_FUSED_THREADS"] = pool
     command = [sys.executable, "-m", "tests.kernels.native_cases", json.dumps(wanted)]
