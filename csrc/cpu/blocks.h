@@ -14,7 +14,7 @@ namespace mtadam::cpu {
 // combined_adam one for all.
 template <class C>
 struct RowArgs {
-  int64_t terms, moments;
+  int64_t terms;
   const C* scale;  // [terms]
   void* param;
   C* exp_avg;

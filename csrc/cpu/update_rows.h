@@ -31,9 +31,9 @@ class ThreadRow {
       exp_avg_sq_[k] = pointer(args_.exp_avg_sq[k * args_.rows + r]);
       max_exp_avg_sq_[k] = pointer(args_.max_exp_avg_sq[k * args_.rows + r]);
     }
-    at_ = {args_.terms,        args_.moments,        args_.scale + r * args_.terms,
-           pointer(row.param), pointer(row.exp_avg), pointer(args_.combined[r]),
-           grad_.data(),       exp_avg_sq_.data(),   max_exp_avg_sq_.data()};
+    at_ = {args_.terms,          args_.scale + r * args_.terms, pointer(row.param),
+           pointer(row.exp_avg), pointer(args_.combined[r]),    grad_.data(),
+           exp_avg_sq_.data(),   max_exp_avg_sq_.data()};
     scalars_ = row_scalars(args_, r);
     number_ = r;
   }
