@@ -116,8 +116,7 @@ MTADAM_FN C second_moment(C exp_avg_sq, C h, C beta2, C one_minus_beta2) {
 // The larger of two numbers, NaN if either is (as torch.maximum).
 template <class C>
 MTADAM_FN C nan_max(C a, C b) {
-  const C larger = a > b ? a : b;  // b where either is NaN: one instruction of x86
-  return a != a ? a : larger;
+  return a >= b || a != a ? a : b;
 }
 
 // What a step multiplies by.

@@ -14,14 +14,12 @@ def copy(element: int) -> int:
 
 def mtadam_step(terms: int, element: int) -> int:
     """Return the bytes of MTAdam's step, for parameters and gradients with elements of so many bytes."""
-    gradients = 2 * terms * element
-    moments = 2 * (terms + 1) * FLOAT
-    return gradients + moments + 2 * element
+    return mtadam_read(terms, element) + mtadam_state(terms) + element
 
 
 def mtadam_read(terms: int, element: int) -> int:
     """Return the bytes that MTAdam's step reads of these: the K gradients twice; 12K + 8 in float32."""
-    return 2 * terms * element + (terms + 1) * FLOAT + element
+    return 2 * terms * element + mtadam_state(terms) + element
 
 
 def mtadam_state(terms: int) -> int:
@@ -36,13 +34,13 @@ def balanced_step(terms: int, element: int) -> int:
 
 def balanced_read(terms: int, element: int) -> int:
     """Return the bytes that BalancedAdam's step reads of these; 8K + 12 in float32."""
-    return 2 * terms * element + 2 * FLOAT + element
+    return 2 * terms * element + balanced_state() + element
 
 
 def combined_step(terms: int, element: int, *, gram: bool) -> int:
     """Return the bytes of CombinedAdam's step. A rule that needs dot products reads the K gradients twice."""
     gradients = (2 if gram else 1) * terms * element
-    return gradients + 4 * FLOAT + 2 * element
+    return gradients + 2 * (balanced_state() + element)
 
 
 def balanced_state() -> int:

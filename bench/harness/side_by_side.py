@@ -73,8 +73,9 @@ def make_checked_contenders(
     return grads, right, left_out | wrong
 
 
-def measure_steps(case: Case, suite: Suite, group: str, peers: Mapping[str, Peer]) -> Outcome:
-    """Check that the contenders make the update that they should, then time them in turns."""
+def measure_steps(cases: Mapping[str, Case], group: str, peers: Mapping[str, Peer], name: str, suite: Suite) -> Outcome:
+    """Check that the contenders of the case called ``name`` make the right update, then time them in turns."""
+    case = cases[name]
     grads, contenders, left_out = make_checked_contenders(case, suite, peers)
     if not contenders:
         return Outcome(left_out=left_out)

@@ -1,6 +1,7 @@
-"""Make torch.optim.Adam, and a copy, the fastest way to move memory."""
+"""Make torch.optim.Adam, and a copy and a sum: the fastest ways to move memory and to read it."""
 
 import torch
+from torch import Tensor
 
 from bench.harness import byte_model
 from bench.harness.agreement import adam
@@ -38,16 +39,21 @@ def make_adam_k_times(case: Case, device: Device, grads: Grads) -> Contender:
     return Contender("adam-k-times", run, params, bytes_moved=moved)
 
 
+def make_source(case: Case, device: Device, grads: Grads) -> Tensor:
+    """Make a tensor to read, of as many elements as there are parameters, or too many for a cache."""
+    count = max(count_elements(grads[0]), COPIED_ELEMENTS)
+    return torch.ones(count, dtype=case.dtype, device=device.torch_device)
+
+
 def make_read(case: Case, device: Device, grads: Grads) -> Contender:
     """Make a sum over as many elements as there are parameters: how fast memory is read alone."""
-    source = torch.ones(max(count_elements(grads[0]), COPIED_ELEMENTS), dtype=case.dtype, device=device.torch_device)
+    source = make_source(case, device, grads)
     return Contender("read", source.sum, bytes_moved=source.nbytes)
 
 
 def make_copy(case: Case, device: Device, grads: Grads) -> Contender:
     """Make a copy within the device's memory, of as many elements as there are parameters."""
-    count = max(count_elements(grads[0]), COPIED_ELEMENTS)
-    source = torch.ones(count, dtype=case.dtype, device=device.torch_device)
+    source = make_source(case, device, grads)
     target = torch.empty_like(source)
-    moved = byte_model.copy(case.element) * count
+    moved = byte_model.copy(case.element) * len(source)
     return Contender("copy", lambda: target.copy_(source), bytes_moved=moved)

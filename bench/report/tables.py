@@ -57,11 +57,16 @@ def kind_of(record: Record) -> str:
     return record.contender.split("-", 1)[0]
 
 
+def case_key(record: Record) -> tuple:
+    """Return what identifies the case of a record in its group."""
+    return record.workload, record.dtype, record.terms, record.rule
+
+
 def fastest_backends(records: Iterable[Record]) -> list[Record]:
     """Return, for each case, the record of the fastest backend, launched eagerly."""
     best: dict[tuple, Record] = {}
     for record in records:
-        case = record.workload, record.dtype, record.terms, record.rule, kind_of(record)
+        case = *case_key(record), kind_of(record)
         if not record.contender.endswith("-graph") and (
             case not in best or record.seconds.median < best[case].seconds.median
         ):
@@ -190,32 +195,28 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
     return {title: markdown(rows) for title, rows in found.items() if rows}
 
 
-def limit_rows(records: Iterable[Record]) -> list[Row]:
+def limit_rows(records: Sequence[Record]) -> list[Row]:
     """Return our steps beside one Adam's GB/s, and what they read beside what a sum reads."""
-    of_group = [record for record in records if record.group == "limit"]
-    rates = {(case_key(record), record.contender): record.gb_per_second for record in of_group}
-    return [limit_row(r, rates) for r in our_records(of_group, "limit") if r.gb_per_second]
+    rates = {(case_key(r), r.contender): r.gb_per_second for r in records if r.group == "limit" and r.gb_per_second}
+    return [limit_row(r, rates) for r in our_records(records, "limit")]
 
 
-def case_key(record: Record) -> tuple[str, str, int]:
-    return record.workload, record.dtype, record.terms
-
-
-def limit_row(record: Record, rates: Mapping[tuple, float | None]) -> Row:
-    """Return the row of a step. ``rates`` has the GB/s of each case and contender."""
+def limit_row(record: Record, rates: Mapping[tuple, float]) -> Row:
+    """Return the row of a step. ``rates`` has the GB/s of each case's contenders."""
     element = 2 if record.dtype == "bfloat16" else 4
     moved, read = {
         "mtadam": (byte_model.mtadam_step, byte_model.mtadam_read),
         "balanced": (byte_model.balanced_step, byte_model.balanced_read),
     }[kind_of(record)]
-    reading = (record.gb_per_second or 0) * read(record.terms, element) / moved(record.terms, element)
-    adam, alone = (rates.get((case_key(record), name)) for name in ("adam-on-sum", "read"))
+    case = case_key(record)
+    own, adam, alone = rates[case, record.contender], rates.get((case, "adam-on-sum")), rates.get((case, "read"))
+    reading = own * read(record.terms, element) / moved(record.terms, element)
     return {
         **(optimizer_column(record) | case_columns(record) | speed_columns(record)),
-        "x one Adam's GB/s": format_number(record.gb_per_second / adam) if record.gb_per_second and adam else "",
+        "x one Adam's GB/s": format_number(adam and own / adam),
         "reads GB/s": format_number(reading),
         "a sum reads GB/s": format_number(alone),
-        "x what a sum reads": format_number(reading / alone) if alone else "",
+        "x what a sum reads": format_number(alone and reading / alone),
     }
 
 

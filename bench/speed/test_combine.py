@@ -35,4 +35,4 @@ def measure_combine(name: str, suite: Suite) -> Outcome:
         return Outcome(
             left_out=dict.fromkeys(COMBINE_PEERS, "SciPy, which finds the weights to compare with, is missing")
         )
-    return measure_steps(CASES[name], suite, GROUP, COMBINE_PEERS)
+    return measure_steps(CASES, GROUP, COMBINE_PEERS, name, suite)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from bench.harness.other_load import OtherLoad, busy_seconds, cpu_count, warn_af
 from bench.harness.progress import Progress
 from bench.harness.records import Record, make_records
 from bench.report.headlines import LINES, gan_sentences, headlines, say_ratio
+from bench.report.tables import limit_rows
 
 
 def make(group: str, workload: str, terms: int, seconds: dict[str, float], rule: str = "") -> list[Record]:
@@ -70,6 +72,29 @@ def test_sentences_on_gans() -> None:
         "With one discriminator a generator's step of 3 terms takes 20 ms instead of 30 ms: it is 1.5 times as fast."
     )
     assert gan_sentences([]) == ""
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_beside_what_memory_allows() -> None:
+    seconds = {"mtadam-cpu": 1.0, "adam-on-sum": 0.5, "read": 0.25}
+    times = Times({name: [Sample(device=x, host=x)] * 2 for name, x in seconds.items()})
+    # 80 bytes an element, of which 56 are read, in a second; Adam's 28 in half of one; a sum's 40 in a quarter.
+    moved: dict[str, float | None] = {"mtadam-cpu": 80e9, "adam-on-sum": 28e9, "read": 40e9}
+    case: dict[str, Any] = {
+        "group": "limit",
+        "workload": "equal_40",
+        "parameters": 1,
+        "tensors": 1,
+        "dtype": "float32",
+        "terms": 4,
+    }
+    (row,) = limit_rows(list(make_records(times, moved, **case).values()))
+    shown = [row[name] for name in ("x one Adam's GB/s", "reads GB/s", "a sum reads GB/s", "x what a sum reads")]
+    assert shown == ["1.43", "56", "160", "0.35"]
+    (row,) = limit_rows(list(make_records(times, moved | {"adam-on-sum": None}, **case).values()))
+    assert row["x one Adam's GB/s"] == ""
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------

@@ -32,11 +32,4 @@ const Present& present_in(const StepArgs<C>& args, int64_t r) {
   return present;
 }
 
-// Calls body(begin, end) for the elements of each tile of a chunk.
-template <class Body>
-void for_tiles(const Chunk& chunk, const Body& body) {
-  for (int64_t begin = chunk.begin; begin < chunk.end; begin += kElementsPerTile)
-    body(begin, std::min(begin + kElementsPerTile, chunk.end));
-}
-
 }  // namespace mtadam::cpu

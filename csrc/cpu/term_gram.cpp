@@ -29,10 +29,9 @@ void term_gram(const StepArgs<C>& args) {
   const int64_t terms = args.terms;
   const auto of_chunk = [&](const Chunk& chunk, double* gram) {
     const Present& present = present_in(args, chunk.row);
-    for_tiles(chunk, [&](int64_t begin, int64_t end) {
+    for (int64_t begin = chunk.begin; begin < chunk.end; begin += kElementsPerTile)
       for (int64_t first = 0; first < present.count(); first += kGradsPerPass)
-        add_products<C>(present, first, begin, end, terms, gram);
-    });
+        add_products<C>(present, first, begin, std::min(begin + kElementsPerTile, chunk.end), terms, gram);
   };
   sum_rows(args, {0, args.rows}, terms * terms, of_chunk, [&](int64_t r, const double* gram) {
     double* const to = args.gram + r * terms * terms;

@@ -43,6 +43,7 @@ from tests.support.sanitized import (
 )
 
 FORMULAS, UPDATES, ROWS = "update_math.h", "cpu/updates.h", "cpu/update_rows.h"
+INNER_LOOPS = ("products.h", "updates.h", "vectors.h")  # of csrc/cpu
 THREADS = [1, 2, 3, 7]
 DECAY = "(exp_avg_sq.set(j, exp_avg_sq[j] * row.beta2), exp_avg_sq[j])"
 LATE = "f.decay * (param - f.step_size * exp_avg / (square_root(largest) * f.inv_correction2 + f.eps))"
@@ -97,7 +98,7 @@ FAULTS_OF_NUMBERS = {
     "anchor of 1e-10": Fault(FORMULAS, "norm_avg[k] > C(kTinyNorm)", "norm_avg[k] >= C(kTinyNorm)"),
     "running norm starts at 1e-10": Fault(FORMULAS, "!(norm > C(kTinyNorm))", "norm < C(kTinyNorm)"),
     "infinite norms count": Fault(FORMULAS, "!is_finite(norm)", "!has_started(norm)"),
-    "NaN is not the largest": Fault(FORMULAS, "a != a ? a : larger", "larger"),
+    "NaN is not the largest": Fault(FORMULAS, "a >= b || a != a", "a >= b"),
     "NaN of a term is lost": Fault(UPDATES, "total[j] != total[j] ? total[j] : largest[j]", "largest[j]"),
     "bfloat16 cut off": Fault("float16.h", "u + 0x7fffu + (u >> 16 & 1u)", "u"),
     "bfloat16 ties away from zero": Fault("float16.h", "u + 0x7fffu + (u >> 16 & 1u)", "u + 0x8000u"),
@@ -214,7 +215,7 @@ def test_sanitizer_sees_overrun(buffer: str, outcomes: dict[str, Outcome]) -> No
     assert outcome["none"] == 0
     assert outcome[buffer] != 0
     assert ("load of misaligned address" if buffer == "misaligned" else "heap-buffer-overflow") in report
-    assert "csrc/cpu/" in report
+    assert any(header in report for header in INNER_LOOPS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
