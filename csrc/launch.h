@@ -60,14 +60,30 @@ struct StepArgs {
   C* norm_avg;                    // [rows, terms] running norms, NaN before the first
   C* scale;                       // [rows, terms] applied to the gradients
   double* gram;                   // [rows, terms, terms] dot products of the gradients, 0 where either is absent
+  const float* grad_scale;        // what a GradScaler has multiplied the gradients by; null for 1
+  const float* found_inf;         // where not 0, it has found one that is not finite: skip the step; may be null
 };
 template <class Args>
 constexpr bool is_flat(int64_t members) {
   return std::is_trivially_copyable_v<Args> && sizeof(Args) == members * 8;
 }
-static_assert(is_flat<StepArgs<float>>(17) && is_flat<StepArgs<double>>(17), "Python fills 17 64-bit values");
+static_assert(is_flat<StepArgs<float>>(19) && is_flat<StepArgs<double>>(19), "Python fills 19 64-bit values");
+
+// Returns what the gradients were multiplied by.
+template <class C>
+MTADAM_FN double scale_of_grads(const StepArgs<C>& args) {
+  return args.grad_scale ? double(*args.grad_scale) : 1.0;
+}
+
+// Returns whether the step changes nothing.
+template <class C>
+MTADAM_FN bool is_skipped(const StepArgs<C>& args) {
+  return args.found_inf && *args.found_inf != 0.0f;
+}
 
 namespace cpu {
+
+// With found_inf, all but term_norms and term_gram change nothing.
 
 // Stage 1: fills `norm`.
 template <class C>
@@ -119,7 +135,7 @@ struct DeviceArgs : StepArgs<C> {
   unsigned* queue;          // [1 + rows] counters for kMtadamStep, zeros before a launch and after
   int64_t wants_combined;   // whether combined gradients are wanted
 };
-static_assert(is_flat<DeviceArgs<float>>(28) && is_flat<DeviceArgs<double>>(28), "Python fills 28 64-bit values");
+static_assert(is_flat<DeviceArgs<float>>(30) && is_flat<DeviceArgs<double>>(30), "Python fills 30 64-bit values");
 
 // kBalance does kFoldNorms too where it is given `partial`. kMtadamUpdate is for a second moment per term,
 // kCombinedAdam for one. kMtadamStep is the norms, the balance and either update in one kernel.

@@ -125,7 +125,8 @@ struct StepFactors {
   C step_size;        // lr / (1 - beta1^t)
   C inv_correction2;  // 1 / sqrt(1 - beta2^t)
   C eps;
-  C decay;  // lr * weight_decay where the decay is decoupled, else 0
+  C decay;    // lr * weight_decay where the decay is decoupled, else 0
+  C unscale;  // 1 / grad_scale, for gradients of losses that a GradScaler has multiplied by grad_scale
 };
 
 // The scalars of one parameter's step.
@@ -149,9 +150,9 @@ MTADAM_FN void add_term(C grad, C scale, C param, const RowScalars<C>& row, C& e
 // In double until the end, because beta^t loses digits in float. `step` is the number of the step, from 1.
 template <class C>
 MTADAM_FN StepFactors<C> step_factors(double lr, double beta1, double beta2, double eps, double decoupled_decay,
-                                      double step) {
+                                      double step, double grad_scale = 1.0) {
   return {C(lr / (1.0 - std::pow(beta1, step))), C(1.0 / std::sqrt(1.0 - std::pow(beta2, step))), C(eps),
-          C(lr * decoupled_decay)};
+          C(lr * decoupled_decay), C(1.0 / grad_scale)};
 }
 
 // Of a number, or of each element of a vector of the CPU kernels.

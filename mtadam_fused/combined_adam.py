@@ -249,6 +249,11 @@ class CombinedAdam(TermOptimizer):
     def _needs_losses(self) -> bool:
         return self.rule.needs_losses
 
+    @property
+    def _takes_grad_scale(self) -> bool:
+        # A step that is not made must leave the rule's state as it was, which only the rule could do on the device.
+        return super()._takes_grad_scale and type(self.rule).state_dict is Rule.state_dict
+
     def _check_unscale(self) -> None:
         if self._looks_at_batch:
             self._refuse_weighted("a GradScaler, whose scale the rule has seen")
@@ -266,7 +271,10 @@ class CombinedAdam(TermOptimizer):
 
     def _ask(self, steps: Sequence[StepArgs]) -> None:
         if self._collector.weights is None:
-            self._collector.weights = self._ask_rule(self._gram(steps))
+            gram = self._gram(steps)
+            if (found_inf := self._collector.found_inf) is not None:  # no rule has to take what is not finite
+                gram = gram.where(found_inf.to(gram.device) == 0, 0.0)
+            self._collector.weights = self._ask_rule(gram)
         self._weights = self._collector.weights
         scales = self._scales(self._weights)
         for args in steps:

@@ -149,6 +149,13 @@ class TermOptimizer(Optimizer):
         """Whether the step looks at the losses."""
         return False
 
+    @property
+    def _takes_grad_scale(self) -> bool:
+        """Whether the step can divide by a GradScaler's scale, and skip itself, without waiting for the device."""
+        if self.keep_combined_grad or self.check_finite:
+            return False
+        return all(getattr(backend, "takes_grad_scale", False) for backend in self._backends.values())
+
     def _check_unscale(self) -> None:
         """Raise RuntimeError for gradients that wait, and that a GradScaler cannot unscale."""
 
@@ -254,9 +261,11 @@ class TermOptimizer(Optimizer):
     def scaled(self) -> Any:
         """The view of this optimizer that a ``torch.amp.GradScaler`` takes in its place.
 
-        GradScaler unscales the gradients that wait for a step, in place, and makes the step if all are finite. The
-        losses given with them (scaled ones, in :meth:`term` too) are unscaled where a rule looks at them. What it does
-        not step with stays until :meth:`zero_grad`. ::
+        The step divides the gradients by the scale, and changes nothing if one of them is not finite: on the device, so
+        that the host waits for nothing. The losses given with the gradients (scaled ones, in :meth:`term` too) are
+        unscaled where a rule looks at them. With ``keep_combined_grad`` or ``check_finite``, a rule that keeps state,
+        or a backend of your own, the GradScaler unscales the gradients in place, and waits for the device to see
+        whether to step; what it does not step with then stays until :meth:`zero_grad`. ::
 
             scaler = torch.amp.GradScaler()
             ...
@@ -343,7 +352,19 @@ class TermOptimizer(Optimizer):
             self.param_groups, self.state, grads, self._select_backends, self._collector.fitted_memory()
         )
         own_grads = [[list(map(term.__getitem__, table.positions)) for term in grads] for table in tables]
-        return [StepArgs(table, of, groups, weights, anchors) for table, of in zip(tables, own_grads, strict=True)]
+        grad_scale, found_inf = self._collector.grad_scale, self._collector.found_inf
+        return [
+            StepArgs(
+                table,
+                of_table,
+                groups,
+                weights,
+                anchors,
+                grad_scale=scalar_on(table.device, grad_scale),
+                found_inf=scalar_on(table.device, found_inf),
+            )
+            for table, of_table in zip(tables, own_grads, strict=True)
+        ]
 
     def _make_state(self) -> bool:
         """Allocate all state where torch.distributed.checkpoint asks for it; return whether it does.
@@ -433,3 +454,8 @@ class TermOptimizer(Optimizer):
         """Take loaded, unpickled or copied state."""
         super().__setstate__(state)
         self._reset()
+
+
+def scalar_on(device: torch.device, value: Tensor | None) -> Tensor | None:
+    """Return a scalar as float32 on ``device``, without waiting for it."""
+    return None if value is None else value.reshape(()).to(device, torch.float32, non_blocking=True)

@@ -4,7 +4,7 @@ import triton.language as tl
 
 from .fields import FACTORS_SIZE, GROUP_ANCHOR, GROUP_BETA3, GROUP_FIRST_NONZERO, GROUP_NORMS, ROW_GROUP, ROW_SIZE
 from .memory import kernel
-from .rows import begin_row, group_of
+from .rows import begin_row, group_of, is_skipped
 from .term_norms import row_norms
 from .update_math import PEAK, anchor_of, norm_decay, running_norm, term_scale
 
@@ -22,6 +22,8 @@ def balance(
     norms,  # [rows, terms], as `norm_avg` and `scales`
     norm_avg,
     scales,
+    grad_scale,  # [] float32
+    found_inf,  # [] float32
     rows: tl.int64,
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,  # the power of 2 from TERMS on
@@ -35,7 +37,7 @@ def balance(
     is_present = tl.load(grad + term * rows + r, is_term, other=0) != 0
     pair = r * TERMS + term
     if FOLD:
-        norm = row_norms(chunk_start, partial, r, term, is_present, TERMS, WIDTH).to(C)
+        norm = row_norms(chunk_start, partial, grad_scale, r, term, is_present, TERMS, WIDTH).to(C)
         tl.store(norms + pair, norm, is_term)
     else:
         norm = tl.load(norms + pair, is_term, other=float("nan"))
@@ -47,7 +49,8 @@ def balance(
     decay = norm_decay(beta3, tl.load(steps + r).to(tl.float64) + 1, norms_kind, C)
     after = running_norm(before, norm, decay, first_nonzero, norms_kind >= PEAK)
     scale = term_scale(after, anchor_of(after, anchor, WIDTH), weights)
-    tl.store(norm_avg + pair, after, is_term)
-    tl.store(scales + pair, scale, is_term)
-    if tl.sum(is_present.to(tl.int32), axis=0) > 0:
-        begin_row(steps + r, factors + r * FACTORS_SIZE, own_group, C)
+    if not is_skipped(found_inf):
+        tl.store(norm_avg + pair, after, is_term)
+        tl.store(scales + pair, scale, is_term)
+        if tl.sum(is_present.to(tl.int32), axis=0) > 0:
+            begin_row(steps + r, factors + r * FACTORS_SIZE, own_group, grad_scale, C)

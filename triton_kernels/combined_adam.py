@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .fields import FACTORS_SIZE, ROW_EXP_AVG, ROW_PARAM, ROW_SIZE
 from .memory import BLOCK, VECTOR, chunk_of, elements, kernel, load_grad, mask_of
-from .rows import advance, begin_row, group_of, is_aligned, reach, row_scalars
+from .rows import advance, begin_row, group_of, is_aligned, is_skipped, reach, row_scalars
 from .update_math import add_weighted, balanced_gradient, nan_max, second_moment
 
 
@@ -16,27 +16,30 @@ def begin_step(
     grad,  # [terms + 1, rows] int64: addresses, 0 where absent
     factors,  # [rows] of StepFactors
     steps,  # [rows] float32
+    grad_scale,  # [] float32
+    found_inf,  # [] float32
     rows: tl.int64,
     TERMS: tl.constexpr,
 ):
     """Count the step of each row that a term reaches, and store its factors. Run a program per row."""
     r = tl.program_id(0).to(tl.int64)
     has_grad, _ = reach(grad, rows, r, TERMS)
-    if has_grad:
-        begin_row(steps + r, factors + r * FACTORS_SIZE, group_of(row, group, r), factors.dtype.element_ty)
+    if has_grad and not is_skipped(found_inf):
+        begin_row(steps + r, factors + r * FACTORS_SIZE, group_of(row, group, r), grad_scale, factors.dtype.element_ty)
 
 
 @triton.jit
 def weighted_sum(
-    grad, weights, rows, r, block, mask, TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr
-):
+    grad, weights, unscale, rows, r, block, mask,
+    TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
     """Return one block of the sum."""
     combined = tl.zeros([BLOCK], C)
     for k in range(TERMS):
         address = tl.load(grad + k * rows + r)
         if address != 0:
             g = load_grad(address, block, mask, PARAM, C, ALIGN)
-            combined = add_weighted(combined, g, tl.load(weights + r * TERMS + k))
+            combined = add_weighted(combined, g, tl.load(weights + r * TERMS + k) * unscale)
     return combined
 
 
@@ -51,12 +54,13 @@ def update(
     combined_address = tl.load(grad + TERMS * rows + r)
     scalars, own_factors = row_scalars(row, group, factors, r, C)
     grad_sign, _, _, beta2, one_minus_beta2, l2_decay = scalars
+    _, _, _, _, unscale = own_factors
     block = begin // BLOCK
     while block * BLOCK < end:
         mask = mask_of(block, end, ALIGN)
         param_at = elements(param_address, block, PARAM, ALIGN)
         param = tl.load(param_at, mask, other=0.0).to(C)
-        combined = weighted_sum(grad, weights, rows, r, block, mask, TERMS, PARAM, C, ALIGN)
+        combined = weighted_sum(grad, weights, unscale, rows, r, block, mask, TERMS, PARAM, C, ALIGN)
         gradient = balanced_gradient(combined, grad_sign, param, l2_decay)
         exp_avg_sq_at = elements(exp_avg_sq_address, block, C, ALIGN)
         bound = second_moment(tl.load(exp_avg_sq_at, mask, other=0.0), gradient, beta2, one_minus_beta2)
@@ -82,6 +86,7 @@ def combined_adam(
     max_exp_avg_sq,  # [1, rows] int64: addresses
     factors,  # [rows] of StepFactors
     weights,  # [rows, terms]
+    found_inf,  # [] float32
     rows: tl.int64,
     TERMS: tl.constexpr,
     PARAM: tl.constexpr,  # the type of the parameters of these chunks
@@ -92,7 +97,7 @@ def combined_adam(
     has_grad, bits = reach(grad, rows, r, TERMS)
     v, v_max = tl.load(exp_avg_sq + r), tl.load(max_exp_avg_sq + r)
     bits |= end | tl.load(row + r * ROW_SIZE + ROW_PARAM) | tl.load(row + r * ROW_SIZE + ROW_EXP_AVG) | v | v_max
-    if has_grad:
+    if has_grad and not is_skipped(found_inf):
         if is_aligned(bits):
             update(row, group, grad, v, v_max, factors, weights, rows, r, begin, end, TERMS, PARAM, C, VECTOR)
         else:

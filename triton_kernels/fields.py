@@ -11,7 +11,7 @@ GROUP = (
     *("lr", "beta1", "beta2", "beta3", "eps", "l2_decay", "decoupled_decay", "grad_sign"),
     *("first_nonzero", "norms", "anchor"),
 )
-FACTORS = ("step_size", "inv_correction2", "eps", "decay")
+FACTORS = ("step_size", "inv_correction2", "eps", "decay", "unscale")
 
 CHUNK_SIZE = tl.constexpr(len(CHUNK))
 CHUNK_ROW = tl.constexpr(CHUNK.index("row"))
@@ -42,3 +42,4 @@ FACTORS_STEP_SIZE = tl.constexpr(FACTORS.index("step_size"))
 FACTORS_INV_CORRECTION2 = tl.constexpr(FACTORS.index("inv_correction2"))
 FACTORS_EPS = tl.constexpr(FACTORS.index("eps"))
 FACTORS_DECAY = tl.constexpr(FACTORS.index("decay"))
+FACTORS_UNSCALE = tl.constexpr(FACTORS.index("unscale"))

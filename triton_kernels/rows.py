@@ -9,6 +9,7 @@ from .fields import (
     FACTORS_INV_CORRECTION2,
     FACTORS_SIZE,
     FACTORS_STEP_SIZE,
+    FACTORS_UNSCALE,
     GROUP_BETA1,
     GROUP_BETA2,
     GROUP_DECOUPLED_DECAY,
@@ -47,13 +48,26 @@ def group_of(row, group, r):
 
 
 @triton.jit
-def begin_row(step, factors, group, C: tl.constexpr):
+def scale_of_grads(grad_scale):
+    """Return what a GradScaler has multiplied the gradients by, in float64."""
+    return tl.load(grad_scale).to(tl.float64)
+
+
+@triton.jit
+def is_skipped(found_inf):
+    """Return whether a GradScaler has found a gradient that is not finite, and the step changes nothing."""
+    return tl.load(found_inf) != 0
+
+
+@triton.jit
+def begin_row(step, factors, group, grad_scale, C: tl.constexpr):
     """Count a row's step, and store its factors; computed in float64, because beta^t loses digits in float32."""
     steps = tl.load(step) + 1
     lr, eps = tl.load(group + GROUP_LR), tl.load(group + GROUP_EPS)
     beta1, beta2 = tl.load(group + GROUP_BETA1), tl.load(group + GROUP_BETA2)
     decay = tl.load(group + GROUP_DECOUPLED_DECAY)
-    computed = step_factors(lr, beta1, beta2, eps, decay, steps.to(tl.float64), C)
+    scale = scale_of_grads(grad_scale)
+    computed = step_factors(lr, beta1, beta2, eps, decay, steps.to(tl.float64), scale, C)
     tl.store(step, steps)
     for i in tl.static_range(FACTORS_SIZE):
         tl.store(factors + i, computed[i])
@@ -67,7 +81,8 @@ def row_scalars(row, group, factors, r, C: tl.constexpr):
     grad_sign, l2_decay = tl.load(own_group + GROUP_GRAD_SIGN), tl.load(own_group + GROUP_L2_DECAY)
     scalars = (grad_sign.to(C), beta1.to(C), (1 - beta1).to(C), beta2.to(C), (1 - beta2).to(C), l2_decay.to(C))
     step_size, inv_correction2 = tl.load(own + FACTORS_STEP_SIZE), tl.load(own + FACTORS_INV_CORRECTION2)
-    return scalars, (step_size, inv_correction2, tl.load(own + FACTORS_EPS), tl.load(own + FACTORS_DECAY))
+    eps, decay, unscale = tl.load(own + FACTORS_EPS), tl.load(own + FACTORS_DECAY), tl.load(own + FACTORS_UNSCALE)
+    return scalars, (step_size, inv_correction2, eps, decay, unscale)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .memory import WIDE, chunk_of, kernel
-from .rows import row_sums
+from .rows import row_sums, scale_of_grads
 
 TILE = tl.constexpr(1 << 13)  # products that a program holds at once
 
@@ -60,6 +60,7 @@ def fold_gram(
     chunk_start,  # [rows + 1] int64
     partial,  # as term_gram left it
     gram,  # [rows, terms, terms] float64
+    grad_scale,  # [] float32
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -72,4 +73,5 @@ def fold_gram(
     pair = high * (high + 1) // 2 + low
     first, last = tl.load(chunk_start + r), tl.load(chunk_start + r + 1)
     sums = row_sums(partial, first, last, pair, mask, TERMS * (TERMS + 1) // 2, WIDTH * WIDTH)
-    tl.store(gram + (r * TERMS + j) * TERMS + k, sums, mask)
+    scale = scale_of_grads(grad_scale)
+    tl.store(gram + (r * TERMS + j) * TERMS + k, sums / (scale * scale), mask)

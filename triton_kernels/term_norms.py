@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .memory import BLOCK, VECTOR, WIDE, chunk_of, kernel, load_grad, mask_of
-from .rows import row_sums
+from .rows import row_sums, scale_of_grads
 
 
 @triton.jit
@@ -42,11 +42,11 @@ def term_norms(
 
 
 @triton.jit
-def row_norms(chunk_start, partial, r, term, is_present, TERMS: tl.constexpr, WIDTH: tl.constexpr):
+def row_norms(chunk_start, partial, grad_scale, r, term, is_present, TERMS: tl.constexpr, WIDTH: tl.constexpr):
     """Return norms [WIDTH] float64 of a row's gradients from the sums of its chunks, NaN where absent."""
     first, last = tl.load(chunk_start + r), tl.load(chunk_start + r + 1)
     squares = row_sums(partial, first, last, term, is_present, TERMS, WIDTH)
-    return tl.where(is_present, tl.sqrt(squares), float("nan"))
+    return tl.where(is_present, tl.sqrt(squares) / scale_of_grads(grad_scale), float("nan"))
 
 
 @kernel
@@ -55,6 +55,7 @@ def fold_norms(
     grad,  # [terms, rows] int64: addresses, 0 where absent
     partial,  # [chunks, terms]
     norms,  # [rows, terms]
+    grad_scale,  # [] float32
     rows: tl.int64,
     TERMS: tl.constexpr,
     WIDTH: tl.constexpr,  # the power of 2 from TERMS on
@@ -63,5 +64,5 @@ def fold_norms(
     r = tl.program_id(0).to(tl.int64)
     term = tl.arange(0, WIDTH)
     is_present = tl.load(grad + term * rows + r, term < TERMS, other=0) != 0
-    norm = row_norms(chunk_start, partial, r, term, is_present, TERMS, WIDTH)
+    norm = row_norms(chunk_start, partial, grad_scale, r, term, is_present, TERMS, WIDTH)
     tl.store(norms + r * TERMS + term, norm, term < TERMS)

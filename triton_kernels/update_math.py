@@ -135,16 +135,17 @@ def power(beta, step):
 
 
 @triton.jit
-def step_factors(lr, beta1, beta2, eps, decoupled_decay, step, C: tl.constexpr):
-    """Return lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps and decay, in float64 until the end."""
+def step_factors(lr, beta1, beta2, eps, decoupled_decay, step, grad_scale, C: tl.constexpr):
+    """Return lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps, decay and 1 / grad_scale, in float64 until the end."""
     step_size = lr / (1 - power(beta1, step))
     inv_correction2 = 1 / tl.sqrt(1 - power(beta2, step))
-    return step_size.to(C), inv_correction2.to(C), eps.to(C), (lr * decoupled_decay).to(C)
+    decay, unscale = lr * decoupled_decay, 1 / grad_scale
+    return step_size.to(C), inv_correction2.to(C), eps.to(C), decay.to(C), unscale.to(C)
 
 
 @triton.jit
 def updated_param(param, exp_avg, largest, factors):
     """Return the parameter after a step. ``largest`` is the largest v_k over the terms, or their largest maximum."""
-    step_size, inv_correction2, eps, decay = factors
+    step_size, inv_correction2, eps, decay, _ = factors
     change = quotient(step_size * exp_avg, root(largest) * inv_correction2 + eps) + decay * param
     return param - change  # one subtraction, so that the parameter is rounded once

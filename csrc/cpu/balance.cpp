@@ -5,6 +5,7 @@ namespace mtadam::cpu {
 
 template <class C>
 void balance(const StepArgs<C>& args, Rows rows) {
+  if (is_skipped(args)) return;
   for (int64_t r = rows.first; r < rows.last; ++r) {
     const Group& group = args.group[args.row[r].group];
     const double* weight = args.weight + args.row[r].group * args.terms;

@@ -9,8 +9,8 @@
 
 namespace mtadam::cpu {
 
-// The addresses of one row, and what scales its gradients. Addresses are null where a term is absent (grad), was never
-// reached (exp_avg_sq), or AMSGrad is off (max_exp_avg_sq). Second moments and maxima are one for each term, in
+// The addresses of one row, and what multiplies its gradients. Addresses are null where a term is absent (grad), was
+// never reached (exp_avg_sq), or AMSGrad is off (max_exp_avg_sq). Second moments and maxima are one for each term, in
 // combined_adam one for all.
 template <class C>
 struct RowArgs {

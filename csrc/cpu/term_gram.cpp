@@ -35,8 +35,9 @@ void term_gram(const StepArgs<C>& args) {
   };
   sum_rows(args, {0, args.rows}, terms * terms, of_chunk, [&](int64_t r, const double* gram) {
     double* const to = args.gram + r * terms * terms;
+    const double squared_scale = scale_of_grads(args) * scale_of_grads(args);
     for (int64_t k = 0; k < terms; ++k)
-      for (int64_t j = 0; j <= k; ++j) to[k * terms + j] = to[j * terms + k] = gram[k * terms + j];
+      for (int64_t j = 0; j <= k; ++j) to[k * terms + j] = to[j * terms + k] = gram[k * terms + j] / squared_scale;
   });
 }
 

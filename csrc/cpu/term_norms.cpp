@@ -19,8 +19,8 @@ void term_norms(const StepArgs<C>& args, Rows rows) {
   };
   sum_rows(args, rows, args.terms, squares, [&](int64_t r, const double* sums) {
     for (int64_t k = 0; k < args.terms; ++k)
-      args.norm[r * args.terms + k] =
-          args.grad[k * args.rows + r] ? C(std::sqrt(sums[k])) : std::numeric_limits<C>::quiet_NaN();
+      args.norm[r * args.terms + k] = args.grad[k * args.rows + r] ? C(std::sqrt(sums[k]) / scale_of_grads(args))
+                                                                   : std::numeric_limits<C>::quiet_NaN();
   });
 }
 

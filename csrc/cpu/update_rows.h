@@ -12,8 +12,8 @@ namespace mtadam::cpu {
 template <class C>
 RowScalars<C> row_scalars(const StepArgs<C>& args, int64_t r) {
   const Group& g = args.group[args.row[r].group];
-  return mtadam::row_scalars(g,
-                             step_factors<C>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(args.steps[r])));
+  return mtadam::row_scalars(g, step_factors<C>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(args.steps[r]),
+                                                scale_of_grads(args)));
 }
 
 // The row that a thread updates.
@@ -21,20 +21,22 @@ template <class C>
 class ThreadRow {
  public:
   explicit ThreadRow(const StepArgs<C>& args)
-      : args_(args), grad_(args.terms), exp_avg_sq_(args.moments), max_exp_avg_sq_(args.moments) {}
+      : args_(args), scale_(args.terms), grad_(args.terms), exp_avg_sq_(args.moments), max_exp_avg_sq_(args.moments) {}
 
   void take(int64_t r) {
     const Row& row = args_.row[r];
+    scalars_ = row_scalars(args_, r);
     const auto pointer = [](int64_t address) { return reinterpret_cast<C*>(address); };
-    for (int64_t k = 0; k < args_.terms; ++k) grad_[k] = pointer(args_.grad[k * args_.rows + r]);
+    for (int64_t k = 0; k < args_.terms; ++k) {
+      scale_[k] = args_.scale[r * args_.terms + k] * scalars_.factors.unscale;
+      grad_[k] = pointer(args_.grad[k * args_.rows + r]);
+    }
     for (int64_t k = 0; k < args_.moments; ++k) {
       exp_avg_sq_[k] = pointer(args_.exp_avg_sq[k * args_.rows + r]);
       max_exp_avg_sq_[k] = pointer(args_.max_exp_avg_sq[k * args_.rows + r]);
     }
-    at_ = {args_.terms,          args_.scale + r * args_.terms, pointer(row.param),
-           pointer(row.exp_avg), pointer(args_.combined[r]),    grad_.data(),
-           exp_avg_sq_.data(),   max_exp_avg_sq_.data()};
-    scalars_ = row_scalars(args_, r);
+    at_ = {args_.terms,  scale_.data(),      pointer(row.param),    pointer(row.exp_avg), pointer(args_.combined[r]),
+           grad_.data(), exp_avg_sq_.data(), max_exp_avg_sq_.data()};
     number_ = r;
   }
 
@@ -47,6 +49,7 @@ class ThreadRow {
   const StepArgs<C>& args_;
   int64_t number_ = -1;
   RowScalars<C> scalars_{};
+  std::vector<C> scale_;
   std::vector<const void*> grad_;
   std::vector<C*> exp_avg_sq_, max_exp_avg_sq_;
   RowArgs<C> at_{};

@@ -121,7 +121,7 @@ MTADAM_FN RowScalars<V> broadcast(const RowScalars<C>& row) {
           all(row.beta2),
           all(row.one_minus_beta2),
           all(row.l2_decay),
-          {all(f.step_size), all(f.inv_correction2), all(f.eps), all(f.decay)}};
+          {all(f.step_size), all(f.inv_correction2), all(f.eps), all(f.decay), all(f.unscale)}};
 }
 
 // Element-wise, so that its result depends neither on the instruction set nor on where it begins.

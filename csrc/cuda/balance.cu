@@ -8,7 +8,7 @@ template <class S>
 __global__ void __launch_bounds__(kThreads) balance_kernel(const __grid_constant__ S args) {
   const int64_t r = args.first + blockIdx.x;
   if (args.partial) fold_norms_row(args, r);
-  balance_row(args, r);
+  if (!is_skipped(args)) balance_row(args, r);
 }
 
 }  // namespace

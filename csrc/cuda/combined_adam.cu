@@ -7,7 +7,7 @@ namespace {
 template <class S>
 __global__ void __launch_bounds__(kThreads) begin_kernel(const __grid_constant__ S args) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < args.count) begin_row(args, args.first + i);
+  if (i < args.count && !is_skipped(args)) begin_row(args, args.first + i);
 }
 
 // The update, a block per chunk, from the end: the gradients that were read last are still in the cache.

@@ -28,8 +28,8 @@ constexpr int kVector = kVectorBytes / sizeof(T);
 
 // Addresses in a kernel's argument. A launch costs more the larger its argument is, so there are two sizes: about 4 KB,
 // enough for most models, and nearly the 32,764 bytes that CUDA allows.
-constexpr int64_t kFewAddresses = 480;
-constexpr int64_t kMaxAddresses = 4064;
+constexpr int64_t kFewAddresses = 478;
+constexpr int64_t kMaxAddresses = 4060;
 
 // Flags of a row, set in the address of its first term: bits that no address has.
 constexpr int64_t kHasGrad = int64_t(1) << 60;  // a term reaches the row

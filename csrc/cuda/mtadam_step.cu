@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic
     work = args.order[2 * args.first_chunk + place];
   }
   __syncthreads();
+  if (is_skipped(args)) return;
   const bool is_update = work < 0;
   const Chunk chunk = args.chunk[is_update ? ~work : work];
   Progress<S> row(args, chunk.row);

@@ -28,7 +28,8 @@ __device__ inline void fold_norms_row(const S& args, int64_t r) {
     const double sum = row_sums<kTermsPerNormsTile>(args, r, first, args.terms);
     const int64_t k = first + threadIdx.x;
     if (threadIdx.x < kTermsPerNormsTile && k < args.terms)
-      args.norm[r * args.terms + k] = args.grad_of(k, r) ? C(std::sqrt(sum)) : C(bit_cast<float>(0x7fc00000u));
+      args.norm[r * args.terms + k] =
+          args.grad_of(k, r) ? C(std::sqrt(sum) / scale_of_grads(args)) : C(bit_cast<float>(0x7fc00000u));
   }
   __syncthreads();
 }
@@ -87,7 +88,7 @@ __device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& args, 
     for (int k = 0; k < kTermsPerUpdateTile; ++k) {
       if (!at.exp_avg_sq[k]) continue;
       if (tile.grad[k]) {  // an absent term keeps its moments, and still bounds the step
-        const C scale = args.scale[state.r * args.terms + first + k];
+        const C scale = args.scale[state.r * args.terms + first + k] * row.factors.unscale;
 #pragma unroll
         for (int j = 0; j < V; ++j)
           add_term(g[k].at[j], scale, state.param.at[j], row, exp_avg_sq[k].at[j], combined.at[j]);
@@ -123,7 +124,7 @@ __device__ inline void combined_adam_elements(Elements<V, P, G>, const S& args, 
     for (int k = 0; k < kTermsPerSumTile; ++k) g[k] = tile.template load<C, V>(k, state.i);
 #pragma unroll
     for (int k = 0; k < kTermsPerSumTile; ++k) {
-      const C weight = tile.grad[k] ? weights[first + k] : C(0);
+      const C weight = tile.grad[k] ? weights[first + k] * row.factors.unscale : C(0);
 #pragma unroll
       for (int j = 0; j < V; ++j) combined.at[j] = add_weighted(combined.at[j], g[k].at[j], weight);
     }

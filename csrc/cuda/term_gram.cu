@@ -55,7 +55,8 @@ __global__ void __launch_bounds__(kFoldThreads) fold_kernel(const __grid_constan
   const double sum = present ? row_sums<1, kFoldThreads>(args, r, number, number + 1) : 0.0;
   if (threadIdx.x != 0) return;
   double* const gram = args.gram + r * args.terms * args.terms;
-  gram[pair.k * args.terms + pair.j] = gram[pair.j * args.terms + pair.k] = sum;
+  gram[pair.k * args.terms + pair.j] = gram[pair.j * args.terms + pair.k] =
+      sum / (scale_of_grads(args) * scale_of_grads(args));
 }
 
 }  // namespace

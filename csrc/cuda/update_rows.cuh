@@ -15,8 +15,8 @@ template <class S>
 __device__ inline void begin_row(const S& args, int64_t r) {
   const Group& g = args.group[args.row[r].group];
   if (args.has(kHasGrad, r)) args.steps[r] += 1;
-  args.factors[r] =
-      step_factors<typename S::Arithmetic>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay, double(args.steps[r]));
+  args.factors[r] = step_factors<typename S::Arithmetic>(g.lr, g.beta1, g.beta2, g.eps, g.decoupled_decay,
+                                                         double(args.steps[r]), scale_of_grads(args));
 }
 
 // The types of V elements of a parameter and of its gradients.
@@ -40,7 +40,7 @@ struct State {
 template <class S, class Update>
 __device__ inline void update_chunk(const S& args, const Chunk& chunk, const Update& update) {
   using C = typename S::Arithmetic;
-  if (!args.has(kHasGrad, chunk.row)) return;
+  if (!args.has(kHasGrad, chunk.row) || is_skipped(args)) return;
   const auto row = row_scalars(args.group[args.row[chunk.row].group], args.factors[chunk.row]);
   with_types(args, chunk.row, [&](auto param, auto grad) {
     for_vectors<kVector<C>>(args, chunk, [&](auto width, int64_t i) {

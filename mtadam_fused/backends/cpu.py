@@ -18,6 +18,7 @@ class CpuBackend:
     """See :class:`mtadam_fused.backends.Backend`."""
 
     name = "cpu"
+    takes_grad_scale = True
 
     def supports(self, device: torch.device) -> bool:
         return device.type == "cpu"

@@ -89,6 +89,8 @@ class CudaBackend:
         one_launch: make MTAdam's step in one launch instead of three.
     """
 
+    takes_grad_scale = True
+
     def __init__(self, stream: Callable[[torch.device], int] | None = None, *, one_launch: bool = False) -> None:
         self.name = "cuda-one-launch" if one_launch else "cuda"
         self._one_launch = one_launch

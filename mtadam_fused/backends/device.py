@@ -14,6 +14,7 @@ from ..tables.step_args import GROUP_FIELDS, StepArgs
 
 LEAST_ELEMENTS, MOST_ELEMENTS = 1024, 8192  # of a chunk; both powers of two
 ENOUGH_CHUNKS = 2048  # to keep a large GPU busy: several for each block that it runs at the same time
+FACTORS = 5  # members of ``StepFactors`` in csrc/update_math.h
 CAPTURES = 16  # captured steps allowed between two eager steps
 DTYPES = {"q": torch.int64, "d": torch.float64}  # of arrays
 
@@ -125,7 +126,7 @@ class DeviceBuffers:
         self.exp_avg_sq = on_device(table.exp_avg_sq_table, table.device)
         self.max_exp_avg_sq = on_device(table.max_exp_avg_sq_table, table.device)
         self.chunk_start = starts.to(table.device)
-        self.factors = torch.empty(4 * len(table.params), dtype=table.dtype, device=table.device)
+        self.factors = torch.empty(FACTORS * len(table.params), dtype=table.dtype, device=table.device)
         # A sum of squares for each term and chunk, or a product of each pair of terms.
         self._sums = len(self.chunks) * (
             table.terms if table.layout.has_norms else table.terms * (table.terms + 1) // 2

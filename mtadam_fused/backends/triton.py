@@ -88,6 +88,9 @@ class TritonBuffers(DeviceBuffers):
                 name = str(dtype).removeprefix("torch.")
                 self.typed_chunks.append((getattr(language, name), chunks.to(table.device)))
         self.staging = Staging(address_table(args), table.device)
+        # In the place of what only a GradScaler gives.
+        self.zero = torch.zeros((), dtype=torch.float32, device=table.device)
+        self.one = torch.ones((), dtype=torch.float32, device=table.device)
 
 
 class StepLauncher:
@@ -98,6 +101,8 @@ class StepLauncher:
         self._grads = buffers.staging(address_table(args)).to(args.table.device, non_blocking=True)
         self._size = (len(args.table.params), args.table.terms)
         self._width = 1 << (args.table.terms - 1).bit_length()
+        self._grad_scale = buffers.one if args.grad_scale is None else args.grad_scale
+        self._found_inf = buffers.zero if args.found_inf is None else args.found_inf
 
     @cached_property
     def _hyperparameters(self) -> tuple[Tensor, Tensor]:
@@ -110,14 +115,15 @@ class StepLauncher:
     def fold_norms(self) -> None:
         b, table = self._buffers, self._args.table
         self._kernels.fold_norms[(len(table.params),)](
-            b.chunk_start, self._grads, b.partial, table.norms, *self._size, self._width
+            b.chunk_start, self._grads, b.partial, table.norms, self._grad_scale, *self._size, self._width
         )
 
     def balance(self, fold: bool = False) -> None:
         b, table = self._buffers, self._args.table
         self._kernels.balance[(len(table.params),)](
             *(b.row, *self._hyperparameters, b.chunk_start, self._grads, b.partial, b.factors),
-            *(table.steps, table.norms, table.norm_avg, table.scales, *self._size, self._width, fold),
+            *(table.steps, table.norms, table.norm_avg, table.scales, self._grad_scale, self._found_inf),
+            *(*self._size, self._width, fold),
         )
 
     def fold_and_balance(self) -> None:
@@ -130,19 +136,22 @@ class StepLauncher:
     def term_gram(self) -> None:
         b, table = self._buffers, self._args.table
         self._for_chunks(self._kernels.term_gram, self._grads, b.partial, *self._size, self._width)
-        self._kernels.fold_gram[(len(table.params),)](b.chunk_start, b.partial, table.gram, table.terms, self._width)
+        self._kernels.fold_gram[(len(table.params),)](
+            b.chunk_start, b.partial, table.gram, self._grad_scale, table.terms, self._width
+        )
 
     def combined_adam(self) -> None:
         b, table = self._buffers, self._args.table
         self._kernels.begin_step[(len(table.params),)](
-            b.row, self._hyperparameters[0], self._grads, b.factors, table.steps, *self._size
+            *(b.row, self._hyperparameters[0], self._grads, b.factors, table.steps),
+            *(self._grad_scale, self._found_inf, *self._size),
         )
         self._update(self._kernels.combined_adam)
 
     def _update(self, kernel: Any) -> None:
         b, scales = self._buffers, self._args.table.scales
-        moments = (b.exp_avg_sq, b.max_exp_avg_sq)
-        self._for_chunks(kernel, b.row, self._hyperparameters[0], self._grads, *moments, b.factors, scales, *self._size)
+        tables = (b.row, self._hyperparameters[0], self._grads, b.exp_avg_sq, b.max_exp_avg_sq, b.factors, scales)
+        self._for_chunks(kernel, *tables, self._found_inf, *self._size)
 
     def _for_chunks(self, kernel: Any, *arguments: Any) -> None:
         """Launch once per dtype of parameters, with a program for each chunk."""
@@ -154,6 +163,7 @@ class TritonBackend:
     """See :class:`mtadam_fused.backends.Backend`."""
 
     name = "triton"
+    takes_grad_scale = True
 
     def __init__(self) -> None:
         self._buffers: WeakKeyDictionary[Any, TritonBuffers] = WeakKeyDictionary()

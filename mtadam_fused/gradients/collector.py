@@ -26,6 +26,9 @@ class GradientCollector:
         weights: [K] of the step's rule, once it has been asked.
         is_sum: whether what waits is the terms' weighted sum, in the place of the first term's.
         clip_factor: by which the step is to multiply the combined gradient, None for 1.
+        grad_scale: what a GradScaler has multiplied losses and gradients by, a float32 scalar; None if nothing, or if
+            it has unscaled them.
+        found_inf: a float32 scalar, not 0 if a GradScaler has found a gradient that is not finite; None without one.
 
     Args:
         communicator: averages the gradients over processes, from when they are taken until they are needed.
@@ -37,6 +40,8 @@ class GradientCollector:
         self.weights: Tensor | None = None
         self.is_sum = False
         self.clip_factor: Tensor | None = None
+        self.grad_scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
         self._communicator = communicator
         self._by_term: dict[int, list[Tensor | None]] = {}
         self._memory: dict[int, object] = {}  # of the parameters that a term's gradients fit; None for none
@@ -59,6 +64,8 @@ class GradientCollector:
         self.weights = None
         self.is_sum = False
         self.clip_factor = None
+        self.grad_scale = None
+        self.found_inf = None
 
     # -- p.grad --------------------------------------------------------------------------------------------------------
 
@@ -180,9 +187,12 @@ class GradientCollector:
     @property
     def losses(self) -> dict[int, Tensor]:
         """The value of each term's loss, by the term's position, where it is known. Losses add up like gradients."""
-        if self._loss_factor is None:
-            return dict(self._losses)
-        return {k: loss * self._loss_factor.to(loss.device, loss.dtype) for k, loss in self._losses.items()}
+        losses = dict(self._losses)
+        if self._loss_factor is not None:
+            losses = {k: loss * self._loss_factor.to(loss.device, loss.dtype) for k, loss in losses.items()}
+        if self.grad_scale is not None:
+            losses = {k: loss / self.grad_scale.to(loss.device, loss.dtype) for k, loss in losses.items()}
+        return losses
 
     def unscale_targets(self, *, losses: bool) -> list[Tensor]:
         """Return all gradients, which GradScaler unscales in place.

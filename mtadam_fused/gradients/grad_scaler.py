@@ -18,6 +18,9 @@ class Stepping(Protocol):
     @property
     def _needs_losses(self) -> bool: ...
 
+    @property
+    def _takes_grad_scale(self) -> bool: ...
+
     def _check_unscale(self) -> None: ...
 
 
@@ -35,9 +38,29 @@ class GradScalerView:
         targets = optimizer._collector.unscale_targets(losses=optimizer._needs_losses)
         return [{"params": [stand_in(tensor) for tensor in targets]}]
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether the step itself divides by the scale and skips itself, so that the GradScaler need not wait.
+
+        Then the GradScaler leaves both tensors in ``grad_scale`` (None if the gradients are unscaled) and ``found_inf``
+        of this object, calls :meth:`step`, and deletes them.
+        """
+        return self._optimizer._takes_grad_scale
+
     def step(self) -> Any:
         """Make the optimizer's step."""
-        return self._optimizer.step()
+        optimizer = self._optimizer
+        given = vars(self)
+        collector = optimizer._collector
+        collector.grad_scale, collector.found_inf = given.get("grad_scale"), given.get("found_inf")
+        try:
+            return optimizer.step()
+        except BaseException:
+            given.pop("grad_scale", None)  # else the next one would be multiplied by it
+            given.pop("found_inf", None)
+            raise
+        finally:
+            collector.grad_scale = collector.found_inf = None
 
     @property
     def _optimizer(self) -> Stepping:

@@ -35,6 +35,8 @@ class StepArgs:
     weights: list[list[float]]  # [groups][K] the user's term weights
     anchors: list[int]  # [groups] the codes of what the terms are balanced against
     combined: list[Tensor | None] | None = None  # [L] where to leave the combined gradients, in the parameters' dtypes
+    grad_scale: Tensor | None = None  # float32 scalar, what a GradScaler has multiplied the gradients by
+    found_inf: Tensor | None = None  # float32 scalar, not 0 where it found one that is not finite: the step is skipped
 
     @cached_property
     def has_grad(self) -> list[bool]:
@@ -119,6 +121,8 @@ class StepArgs:
             "norm_avg": table.norm_avg.data_ptr(),
             "scale": table.scales.data_ptr(),
             "gram": 0 if table.layout.has_norms else table.gram.data_ptr(),
+            "grad_scale": 0 if self.grad_scale is None else self.grad_scale.data_ptr(),
+            "found_inf": 0 if self.found_inf is None else self.found_inf.data_ptr(),
         }
 
     @cached_property

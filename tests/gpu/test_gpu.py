@@ -18,6 +18,7 @@ from oracles.tolerances import TooFar, same
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_combined_gradients, every_choice
 from tests.support.cuda_graphs import captured
 from tests.support.golden import NAMES, check_trace
+from tests.support.grad_scaler import check_scaled_steps
 from tests.support.small_problem import OPTIMIZERS, Training, start_training
 from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
 
@@ -100,6 +101,12 @@ def test_what_combined_gradients_hold(backend: str) -> None:
     check_combined_gradients(backend, "cuda")
 
 
+@in_one_launch_too
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "MGDA"])
+def test_steps_of_a_grad_scaler(name: str, backend: str) -> None:
+    check_scaled_steps(name, backend, "cuda")
+
+
 def test_auto_takes_the_best_kernels() -> None:
     best = "cuda" if statuses()["cuda"].usable else "triton"
     assert repr(MTAdam([nn.Parameter(torch.ones(2, device="cuda"))])).endswith(f"(cuda:0: {best})")
@@ -125,6 +132,19 @@ def test_a_step_never_waits_for_the_device(name: str, terms: int, backend: str) 
             training.optimizer.param_groups[0]["eps"] = 1e-8 * (t + 1)  # a hyper-parameter that has to be copied there
             training.step()
     assert len(recorder.rows()) == 3
+
+
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "MGDA"])
+def test_a_scaled_step_never_waits_for_the_device(name: str, backend: str) -> None:
+    training, scaler = start_training(name, "cuda", backend), torch.amp.GradScaler("cuda")
+    with waiting_raises():
+        for _ in range(2):
+            for k, (grads, loss) in enumerate(zip(training.grads, training.losses, strict=True)):
+                with training.optimizer.term(k, scaler.scale(loss)):
+                    for p, g in zip(training.params, grads, strict=True):
+                        p.grad = scaler.scale(g)
+            scaler.step(training.optimizer.scaled)
+            scaler.update()
 
 
 def test_a_wait_is_seen(backend: str) -> None:
@@ -253,7 +273,7 @@ def test_graph_replay_is_the_eager_run(name: str, backend: str) -> None:
 @in_one_launch_too
 @pytest.mark.parametrize("tensors", [400, 1500])
 def test_graph_replay_of_many_tensors_is_the_eager_run(tensors: int, backend: str) -> None:
-    """The argument of a launch takes 480 addresses, a longer one 4,064."""
+    """The argument of a launch takes 478 addresses, a longer one 4,060."""
     sizes = (1000,) * tensors
     assert all(
         torch.equal(p, q)

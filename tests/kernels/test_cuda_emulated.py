@@ -25,6 +25,7 @@ from tests.support.cases import (
 )
 from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES, check_trace
+from tests.support.grad_scaler import check_scaled_steps
 from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
 from tests.support.strategies import cases
@@ -122,6 +123,13 @@ def test_stages_one_by_one_are_the_step(name: str, cuda: Backend) -> None:
     check_stages(cuda, name=name, sizes=(1, 3, 7) * 100, terms=16)  # more addresses than one launch takes
 
 
+@in_either_way
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "MGDA"])
+def test_steps_of_a_grad_scaler(name: str, dtype: torch.dtype, cuda: Backend) -> None:
+    check_scaled_steps(name, cuda, dtype=dtype)
+
+
 def test_norms_can_be_replaced_before_they_are_balanced(cuda: Backend) -> None:
     check_other_norms(cuda)
 
@@ -170,7 +178,7 @@ def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: Backend) -> 
 
 
 @in_either_way
-@pytest.mark.parametrize("rows", [240, 241])
+@pytest.mark.parametrize("rows", [239, 240])
 def test_both_sizes_of_the_argument(rows: int, cuda: Backend) -> None:
     contiguous = ("contiguous",) * rows
     Case(torch.float32, ((3,),) * rows, contiguous, contiguous, terms=2, seed=4, steps=1).run(cuda)

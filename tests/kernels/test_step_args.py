@@ -51,7 +51,7 @@ def test_device_args(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "pack", note_names)
     CudaBackend(stream=lambda _: 0)._run(step_args(), "TERM_NORMS")
     assert names == [members("StepArgs"), members("StepArgs") + members("DeviceArgs")]
-    assert [len(values) for values in given] == [17, 28]
+    assert [len(values) for values in given] == [19, 30]
 
 
 def test_rows_and_groups() -> None:
@@ -74,7 +74,7 @@ def test_fields_of_triton() -> None:
 @pytest.mark.skipif(native.module is None, reason="the native module was not built")
 @pytest.mark.parametrize("step", [2, -1])
 def test_arguments_with_gaps_are_refused(step: int) -> None:
-    nothing = array("q", bytes(8 * 17 * abs(step)))  # no rows: read in the wrong order it is harmless
+    nothing = array("q", bytes(8 * 19 * abs(step)))  # no rows: read in the wrong order it is harmless
     with pytest.raises(ValueError, match="the arguments are not contiguous"):
         native.module.term_norms(False, memoryview(nothing)[::step])
 
@@ -82,5 +82,5 @@ def test_arguments_with_gaps_are_refused(step: int) -> None:
 @pytest.mark.skipif(native.module is None, reason="the native module was not built")
 def test_arguments_of_another_size_are_refused() -> None:
     values = native.pack(step_args().members())
-    with pytest.raises(ValueError, match="the arguments have 128 bytes; 136 are needed"):
+    with pytest.raises(ValueError, match="the arguments have 144 bytes; 152 are needed"):
         native.module.term_norms(False, values[:-1])

@@ -47,7 +47,9 @@ def evaluate(x, out, COUNT: tl.constexpr, NAME: tl.constexpr, WIDTH: tl.constexp
     else:
         lr, beta1, beta2 = d.to(tl.float64), e.to(tl.float64), f.to(tl.float64)
         eps, decay, step = g.to(tl.float64), h.to(tl.float64), j.to(tl.float64)
-        first = m.updated_param(a, b, c, m.step_factors(lr, beta1, beta2, eps, decay, step, C))
+        first = m.updated_param(
+            a, b, c, m.step_factors(lr, beta1, beta2, eps, decay, step, tl.full([], 1.0, tl.float64), C)
+        )
     tl.store(out + i, first)
     tl.store(out + COUNT + i, second)
 

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mtadam_fused import CombinedAdam, MTAdam
-from mtadam_fused.rules import Rule
+from mtadam_fused.backends import ReferenceBackend
+from mtadam_fused.rules import GradNorm, Rule
 from oracles.tolerances import same
+from tests.support.grad_scaler import check_scaled_steps
+from tests.support.small_problem import OPTIMIZERS
 
 
 class ByLosses(Rule):
@@ -105,6 +108,63 @@ def test_a_gradient_that_is_not_finite_skips_the_step(name: str, backend: str) -
     scaler.step(optimizer.scaled)
     scaler.update()
     assert not same(model.parameters(), params)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_steps_and_skips(name: str, dtype: torch.dtype, backend: str) -> None:
+    check_scaled_steps(name, backend, dtype=dtype, sizes=(1, 7, 4097))
+
+
+def test_options_that_wait_step_and_skip(backend: str) -> None:
+    check_scaled_steps("MTAdam", backend, sizes=(1, 7), keep_combined_grad=True)
+    check_scaled_steps("MTAdam", backend, sizes=(1, 7), check_finite=True)
+
+
+class OwnBackend(ReferenceBackend):
+    """A backend that knows nothing of GradScaler."""
+
+    name = "own"
+    takes_grad_scale = False
+
+
+def test_who_waits(backend: str) -> None:
+    params = [nn.Parameter(torch.ones(2))]
+
+    class Counting(ByLosses):
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": 1}
+
+    for optimizer in (MTAdam(params, backend=backend), CombinedAdam(params, ByLosses(), backend=backend)):
+        assert optimizer.scaled._step_supports_amp_scaling
+    for optimizer in (
+        MTAdam(params, backend=backend, keep_combined_grad=True),
+        MTAdam(params, backend=backend, check_finite=True),
+        MTAdam(params, backend=OwnBackend()),
+        CombinedAdam(params, GradNorm(), backend=backend),
+        CombinedAdam(params, Counting(), backend=backend),
+    ):
+        assert not optimizer.scaled._step_supports_amp_scaling
+
+
+def test_a_backend_of_ones_own() -> None:
+    check_scaled_steps("MTAdam", OwnBackend(), sizes=(1, 7))
+
+
+def test_after_an_error_the_step_can_be_made_again(backend: str) -> None:
+    expected, _ = train("MTAdam", backend, step_plain)
+    scaler = scaler_of()
+
+    def step_twice(optimizer: Any, losses: dict[str, Tensor]) -> None:
+        optimizer.backward({name: scaler.scale(loss) for name, loss in losses.items()})
+        optimizer.param_groups[0]["lr"] = -1.0
+        with pytest.raises(ValueError, match="lr"):
+            scaler.step(optimizer.scaled)
+        optimizer.param_groups[0]["lr"] = 0.1
+        scaler.step(optimizer.scaled)
+        scaler.update()
+
+    assert same(train("MTAdam", backend, step_twice)[0], expected)
 
 
 def test_several_optimizers_and_one_scaler(backend: str) -> None:
