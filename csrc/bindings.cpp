@@ -64,6 +64,8 @@ void define_cuda(py::module_& module) {
       },
       "Launch the stages, a sum of the module's constants.", py::arg("float64"), py::arg("host"), py::arg("device"),
       py::arg("stages"));
+  module.def("cuda_find_problem", cuda::find_problem,
+             "Return why the kernels cannot run on a device, empty if they can.", py::arg("device"));
   module.def("cuda_rows_at_once", cuda::rows_at_once, "Return how many rows one launch takes.", py::arg("terms"),
              py::arg("wants_combined"));
   const std::pair<const char*, cuda::Stage> stages[] = {

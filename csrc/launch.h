@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #include "update_math.h"
@@ -150,11 +151,14 @@ enum Stage : unsigned {
   kBeginStep = 128  // counts the step, where kBalance does not
 };
 
+// Returns why the kernels cannot run on a device, empty if they can. Loads them there; leaves the device current.
+std::string find_problem(int device);
+
 // Returns how many rows one launch takes: their addresses fill a kernel's argument.
 int64_t rows_at_once(int64_t terms, bool wants_combined);
 
 // Launches the stages (bits of Stage) on the stream, anew for each rows_at_once rows: a kernel for each, but two for
-// kTermGram (three for more terms than one reads together). Waits for nothing. Leaves the device current.
+// kTermGram. Waits for nothing. Leaves the device current.
 //
 // Args:
 //   host: the step's arguments, with all tables in host memory.

@@ -65,9 +65,9 @@ __device__ inline Chunk chunk_of(const S& args, int64_t index) {
   return args.chunk[args.first_chunk + index];
 }
 
-// Two kernels of a step read the gradients, and none writes them. So the cache should keep them rather than the state,
-// which is touched once.
-enum class Data { kGradient, kState };
+// Whether data is read again later in the step. A step reads gradients twice, for sums and for the update, and none
+// writes them; its state it reads once. So the cache should keep what is read first, and nothing that is read last.
+enum class Read { kFirst, kLast };
 
 // V consecutive elements in registers. Only CUDA's own functions are sure to make one access of 16 bytes: that of a
 // struct, or of a vector type, may become one access per member.
@@ -78,7 +78,7 @@ struct Pack {
   using Word = std::conditional_t<sizeof(T) * V % 16 == 0, int4, int2>;
   static constexpr int kWords = sizeof(T) * V / sizeof(Word);
 
-  template <Data data>
+  template <Read which>
   static __device__ Pack read(const T* from) {
     if constexpr (V == 1) {
       return {*from};
@@ -87,7 +87,7 @@ struct Pack {
 #pragma unroll
       for (int n = 0; n < kWords; ++n) {
         const Word* const at = reinterpret_cast<const Word*>(from) + n;
-        word[n] = data == Data::kGradient ? __ldg(at) : __ldcs(at);
+        word[n] = which == Read::kFirst ? __ldg(at) : __ldcs(at);
       }
       Pack pack;
       std::memcpy(&pack, word, sizeof pack);
@@ -117,7 +117,7 @@ __device__ inline Pack<C, V> convert(const Pack<T, V>& stored) {
 
 template <class C, int V, class T>
 __device__ inline Pack<C, V> load_pack(const T* from) {
-  return convert<C>(Pack<T, V>::template read<Data::kState>(from));
+  return convert<C>(Pack<T, V>::template read<Read::kLast>(from));
 }
 
 template <class T, class C, int V>
@@ -133,8 +133,12 @@ __device__ inline T* element(int64_t address, int64_t i) {
   return reinterpret_cast<T*>(address) + i;
 }
 
+// What is read in the place of an absent gradient. Of a load that may not be made, ptxas waits for the result before it
+// begins the next one.
+static __device__ const int4 kZeros[1] = {};
+
 // The gradients of T terms of a row, null where absent or beyond the last term. Their loads do not wait for each other.
-template <class G, int T>
+template <class G, int T, Read kWhich>
 struct Tile {
   const G* grad[T];
 
@@ -146,11 +150,14 @@ struct Tile {
   }
 
   // Returns zeros where absent.
+  template <int V>
+  __device__ Pack<G, V> read(int k, int64_t i) const {
+    static_assert(sizeof(G) * V <= sizeof kZeros, "as many zeros as are read");
+    return Pack<G, V>::template read<kWhich>(grad[k] ? grad[k] + i : reinterpret_cast<const G*>(kZeros));
+  }
   template <class C, int V>
   __device__ Pack<C, V> load(int k, int64_t i) const {
-    Pack<G, V> stored = {};
-    if (grad[k]) stored = Pack<G, V>::template read<Data::kGradient>(grad[k] + i);
-    return convert<C>(stored);
+    return convert<C>(read<V>(k, i));
   }
 };
 

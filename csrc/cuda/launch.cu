@@ -78,7 +78,18 @@ int64_t run_rows(const StepArgs<C>& host, const DeviceArgs<C>& device, unsigned 
   return chunks;
 }
 
+// Compiled like all others, so it loads where they do.
+__global__ void probe_kernel() {}
+
 }  // namespace
+
+std::string find_problem(int device) {
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  cudaGetLastError();  // so that no later call reports it
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
+}
 
 int64_t rows_at_once(int64_t terms, bool wants_combined) {
   return kMaxAddresses / addresses_of_row(terms, wants_combined);

@@ -71,7 +71,6 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename S::Arithmetic
   } else {
     chunk_norms(args, chunk);
     if (!row.end_norms()) return;
-    fold_norms_row(args, chunk.row);
     balance_row(args, chunk.row);
     row.end_balance();
   }

@@ -18,21 +18,25 @@ constexpr int kProducts = kWhich == Products::kSquares ? T
 template <class C, Products kWhich>
 using SumType = std::conditional_t<kWhich == Products::kSquares, C, double>;
 
-// Adds the products of V elements of one tile's terms with those of another's, row after row.
+// Adds the products of V elements of one tile's terms with those of another's, row after row. All loads come first, and
+// elements are converted one by one, which takes few registers.
 template <Products kWhich, int V, class A, class G, int T>
-__device__ inline void add_products(const Tile<G, T>& rows, const Tile<G, T>& columns, int64_t i,
-                                    A (&sums)[kProducts<T, kWhich>]) {
-  Pack<A, V> column[T];
-#pragma unroll
-  for (int j = 0; j < T; ++j) column[j] = columns.template load<A, V>(j, i);
-  int n = 0;
+__device__ inline void add_products(const Tile<G, T, Read::kFirst>& rows, const Tile<G, T, Read::kFirst>& columns,
+                                    int64_t i, A (&sums)[kProducts<T, kWhich>]) {
+  Pack<G, V> column[T], row[T];
 #pragma unroll
   for (int k = 0; k < T; ++k) {
-    const Pack<A, V> row = kWhich == Products::kAll ? rows.template load<A, V>(k, i) : column[k];
+    column[k] = columns.template read<V>(k, i);
+    row[k] = kWhich == Products::kAll ? rows.template read<V>(k, i) : column[k];
+  }
 #pragma unroll
-    for (int j = kWhich == Products::kSquares ? k : 0; j < (kWhich == Products::kAll ? T : k + 1); ++j, ++n) {
+  for (int v = 0; v < V; ++v) {
+    int n = 0;
 #pragma unroll
-      for (int v = 0; v < V; ++v) sums[n] += row.at[v] * column[j].at[v];
+    for (int k = 0; k < T; ++k) {
+#pragma unroll
+      for (int j = kWhich == Products::kSquares ? k : 0; j < (kWhich == Products::kAll ? T : k + 1); ++j, ++n)
+        sums[n] += A(load(row[k].at[v])) * A(load(column[j].at[v]));
     }
   }
 }
@@ -44,10 +48,8 @@ __device__ inline auto chunk_products(const S& args, const Chunk& chunk, int64_t
   SumType<C, kWhich> sums[kProducts<T, kWhich>] = {};
   with_grad_type(args, chunk.row, [&](auto grad) {
     using G = decltype(grad);
-    const Tile<G, T> rows(args, chunk.row, row), columns(args, chunk.row, column);
-    constexpr int kWidth =
-        kWhich == Products::kSquares ? kVector<G> : kVector<C>;  // products of pairs have no registers left
-    for_vectors<kWidth>(args, chunk, [&](auto width, int64_t i) {
+    const Tile<G, T, Read::kFirst> rows(args, chunk.row, row), columns(args, chunk.row, column);
+    for_vectors<kVector<G>>(args, chunk, [&](auto width, int64_t i) {
       add_products<kWhich, decltype(width)::value>(rows, columns, i, sums);
     });
   });

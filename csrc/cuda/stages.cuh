@@ -34,19 +34,22 @@ __device__ inline void fold_norms_row(const S& args, int64_t r) {
   __syncthreads();
 }
 
-// Stage 2, a thread per term: running norms and scales from norms, and the step's factors.
+// Stage 2, a thread per term: running norms and scales from norms, and the step's factors. Before it the end of stage
+// 1, unless the norms are there already.
 template <class S>
 __device__ inline void balance_row(const S& args, int64_t r) {
+  if (threadIdx.x == kThreads - 1) begin_row(args, r);  // at once, for it computes longest
+  if (args.partial) fold_norms_row(args, r);
+  __syncthreads();
   using C = typename S::Arithmetic;
   const int64_t terms = args.terms, number = args.row[r].group;
   const Group& g = args.group[number];
   const C* const norm = args.norm + r * terms;
   C* const norm_avg = args.norm_avg + r * terms;
-  const C decay = norm_decay<C>(g.beta3, double(args.steps[r]) + 1, int64_t(g.norms));
+  const C decay = norm_decay<C>(g.beta3, double(args.steps[r]), int64_t(g.norms));
   for (int64_t k = threadIdx.x; k < terms; k += kThreads)
     norm_avg[k] = running_norm(norm_avg[k], norm[k], decay, g.first_nonzero != 0, g.norms >= kPeak);
   __syncthreads();
-  if (threadIdx.x == kThreads - 1) begin_row(args, r);  // counts the step that the others have read
   const C anchor = anchor_of(terms, norm_avg, int64_t(g.anchor));
   for (int64_t k = threadIdx.x; k < terms; k += kThreads)
     args.scale[r * terms + k] = term_scale(norm_avg[k], anchor, C(args.weight[number * terms + k]));
@@ -72,29 +75,33 @@ struct Moments {
 };
 
 template <int V, class P, class G, class S, class C>
-__device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& args, const State<C, V>& state,
+__device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& args, int64_t r, int64_t i,
                                               const RowScalars<C>& row) {
+  State<C, V> state;
   Pack<C, V> combined = {}, largest = {};
   for (int64_t first = 0; first < args.terms; first += kTermsPerUpdateTile) {
-    const Tile<G, kTermsPerUpdateTile> tile(args, state.r, first);
-    const Moments<C> at(args, state.r, first, state.i);
-    Pack<C, V> g[kTermsPerUpdateTile], exp_avg_sq[kTermsPerUpdateTile] = {};
+    const Tile<G, kTermsPerUpdateTile, Read::kLast> tile(args, r, first);
+    const Moments<C> at(args, r, first, i);
+    Pack<G, V> g[kTermsPerUpdateTile];
+    Pack<C, V> exp_avg_sq[kTermsPerUpdateTile];
 #pragma unroll
     for (int k = 0; k < kTermsPerUpdateTile; ++k) {
-      g[k] = tile.template load<C, V>(k, state.i);
-      if (at.exp_avg_sq[k]) exp_avg_sq[k] = load_pack<C, V>(at.exp_avg_sq[k]);
+      g[k] = tile.template read<V>(k, i);
+      exp_avg_sq[k] = load_pack<C, V>(at.exp_avg_sq[k] ? at.exp_avg_sq[k] : reinterpret_cast<const C*>(kZeros));
     }
+    if (first == 0) state = State<C, V>::template read<P>(args, r, i);  // else the first terms' loads would wait for it
 #pragma unroll
     for (int k = 0; k < kTermsPerUpdateTile; ++k) {
       if (!at.exp_avg_sq[k]) continue;
       if (tile.grad[k]) {  // an absent term keeps its moments, and still bounds the step
-        const C scale = args.scale[state.r * args.terms + first + k] * row.factors.unscale;
+        const C scale = args.scale[r * args.terms + first + k] * row.factors.unscale;
+        const auto grad = convert<C>(g[k]);
 #pragma unroll
         for (int j = 0; j < V; ++j)
-          add_term(g[k].at[j], scale, state.param.at[j], row, exp_avg_sq[k].at[j], combined.at[j]);
+          add_term(grad.at[j], scale, state.param.at[j], row, exp_avg_sq[k].at[j], combined.at[j]);
         store_pack(at.exp_avg_sq[k], exp_avg_sq[k]);
       }
-      max_into(largest, bound_of(args, (first + k) * args.rows + state.r, state.i, exp_avg_sq[k]));
+      max_into(largest, bound_of(args, (first + k) * args.rows + r, i, exp_avg_sq[k]));
     }
   }
   advance<P>(args, state, row, combined, combined, largest);
@@ -103,8 +110,8 @@ __device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& args, 
 // Stage 3 with a second moment per term.
 template <class S>
 __device__ inline void mtadam_update_chunk(const S& args, const Chunk& chunk) {
-  update_chunk(args, chunk, [&](auto elements, const auto& state, const auto& row) {
-    mtadam_update_elements(elements, args, state, row);
+  update_chunk(args, chunk, [&](auto elements, int64_t i, const auto& row) {
+    mtadam_update_elements(elements, args, chunk.row, i, row);
   });
 }
 
@@ -112,13 +119,14 @@ __device__ inline void mtadam_update_chunk(const S& args, const Chunk& chunk) {
 constexpr int kTermsPerSumTile = 4;
 
 template <int V, class P, class G, class S, class C>
-__device__ inline void combined_adam_elements(Elements<V, P, G>, const S& args, const State<C, V>& state,
+__device__ inline void combined_adam_elements(Elements<V, P, G>, const S& args, int64_t r, int64_t i,
                                               const RowScalars<C>& row) {
+  const auto state = State<C, V>::template read<P>(args, r, i);
   C* const exp_avg_sq_at = element<C>(args.exp_avg_sq[state.r], state.i);
   Pack<C, V> exp_avg_sq = load_pack<C, V>(exp_avg_sq_at), combined = {}, gradient;
   const C* const weights = args.scale + state.r * args.terms;
   for (int64_t first = 0; first < args.terms; first += kTermsPerSumTile) {
-    const Tile<G, kTermsPerSumTile> tile(args, state.r, first);
+    const Tile<G, kTermsPerSumTile, Read::kLast> tile(args, state.r, first);
     Pack<C, V> g[kTermsPerSumTile];
 #pragma unroll
     for (int k = 0; k < kTermsPerSumTile; ++k) g[k] = tile.template load<C, V>(k, state.i);
@@ -141,8 +149,8 @@ __device__ inline void combined_adam_elements(Elements<V, P, G>, const S& args, 
 // Stage 3 with one second moment, and Adam's step on the weighted sum.
 template <class S>
 __device__ inline void combined_adam_chunk(const S& args, const Chunk& chunk) {
-  update_chunk(args, chunk, [&](auto elements, const auto& state, const auto& row) {
-    combined_adam_elements(elements, args, state, row);
+  update_chunk(args, chunk, [&](auto elements, int64_t i, const auto& row) {
+    combined_adam_elements(elements, args, chunk.row, i, row);
   });
 }
 

@@ -3,9 +3,15 @@
 namespace mtadam::cuda {
 namespace {
 
+// Blocks of term_norms that fit a multiprocessor at once. Left to itself, ptxas makes room for more, with registers for
+// one load at a time.
+template <class C>
+constexpr int kNormsBlocks = sizeof(C) == 4 ? 6 : 4;
+
 // Stage 1, a block per chunk.
 template <class S>
-__global__ void __launch_bounds__(kThreads) term_norms_kernel(const __grid_constant__ S args) {
+__global__ void __launch_bounds__(kThreads, kNormsBlocks<typename S::Arithmetic>)
+    term_norms_kernel(const __grid_constant__ S args) {
   chunk_norms(args, chunk_of(args, blockIdx.x));
 }
 

@@ -36,7 +36,7 @@ struct State {
   }
 };
 
-// If a term reaches the row, calls update(Elements<V, P, G>(), state, row) for every V elements.
+// If a term reaches the row, calls update(Elements<V, P, G>(), i, row) for every V elements, from element i on.
 template <class S, class Update>
 __device__ inline void update_chunk(const S& args, const Chunk& chunk, const Update& update) {
   using C = typename S::Arithmetic;
@@ -44,9 +44,7 @@ __device__ inline void update_chunk(const S& args, const Chunk& chunk, const Upd
   const auto row = row_scalars(args.group[args.row[chunk.row].group], args.factors[chunk.row]);
   with_types(args, chunk.row, [&](auto param, auto grad) {
     for_vectors<kVector<C>>(args, chunk, [&](auto width, int64_t i) {
-      constexpr int V = decltype(width)::value;
-      using P = decltype(param);
-      update(Elements<V, P, decltype(grad)>(), State<C, V>::template read<P>(args, chunk.row, i), row);
+      update(Elements<decltype(width)::value, decltype(param), decltype(grad)>(), i, row);
     });
   });
 }

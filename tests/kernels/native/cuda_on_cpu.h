@@ -89,6 +89,13 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
+struct cudaFuncAttributes {};
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
+  return cudaSuccess;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // CUDA's functions of the device
 // ---------------------------------------------------------------------------------------------------------------------
