@@ -6,8 +6,8 @@ from ..tables.step_args import StepArgs
 from . import native
 
 
-def status() -> tuple[bool, str]:
-    """Return whether the kernels can be used here, and their details or why not."""
+def status(device: torch.device | None = None) -> tuple[bool, str]:
+    """Return whether the kernels can be used here, and their details or why not. ``device`` makes no difference."""
     module = native.module
     if module is None:
         return False, native.why_missing()

@@ -5,6 +5,7 @@ travel in the kernels' argument. What else a step needs on the device is copied 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,8 +18,8 @@ from . import native
 from .device import MOST_ELEMENTS, DeviceBuffers, made_current
 
 
-def status() -> tuple[bool, str]:
-    """Return whether the kernels can be used here, and their details or why not."""
+def status(device: torch.device | None = None) -> tuple[bool, str]:
+    """Return whether the kernels can be used on ``device``, or on any one here, and their details or why not."""
     module = native.module
     if module is None:
         return False, native.why_missing()
@@ -26,7 +27,22 @@ def status() -> tuple[bool, str]:
         return False, "the native module was built without CUDA: install the CUDA toolkit (nvcc), then reinstall"
     if not torch.cuda.is_available():
         return False, "torch sees no CUDA device"
-    return True, f"kernels compiled for {module.CUDA_ARCHITECTURES}"
+    made_for = f"kernels compiled for {module.CUDA_ARCHITECTURES}"
+    if device is not None and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    indices = range(torch.cuda.device_count()) if device is None else [device.index]
+    problems = [f"they do not run on cuda:{i}: {problem}" for i in indices if (problem := find_problem(module, i))]
+    return len(problems) < len(indices), "; ".join([made_for, *problems])
+
+
+@cache
+def find_problem(module: Any, index: int) -> str:
+    """Return why a device cannot run the kernels, empty if it can.
+
+    It cannot if its driver is older than the CUDA toolkit, or the kernels were compiled for other GPUs.
+    """
+    with torch.cuda.device(index):
+        return module.cuda_find_problem(index)
 
 
 # In the one-launch step, so many chunks' norms come between the norms of a row and its updates. A large GPU works on
@@ -70,15 +86,20 @@ class CudaBuffers(DeviceBuffers):
         super().__init__(args, AHEAD_ELEMENTS // AHEAD // args.table.terms if one_launch else MOST_ELEMENTS)
         self.chunk = self.chunks.to(args.table.device)
         self.queue = torch.zeros(1 + len(args.table.params), dtype=torch.int32, device=args.table.device)
-        self._orders: dict[int, Tensor] = {}
+        # In which order blocks take work in the one-launch step, without and with combined gradients.
+        self._orders: list[Tensor] = []
+        if one_launch:
+            chunk_rows = self.chunks[:, 0].contiguous()
+            for wants_combined in (False, True):
+                rows = native.module.cuda_rows_at_once(args.table.terms, wants_combined)
+                self._orders.append(launch_order(chunk_rows, rows).to(args.table.device))
 
     def order(self, args: StepArgs) -> Tensor:
         """Return the order in which blocks take work in the one-launch step."""
-        table = args.table
-        rows = native.module.cuda_rows_at_once(table.terms, args.combined is not None)
-        if rows not in self._orders:
-            self._orders[rows] = launch_order(self.chunks[:, 0].contiguous(), rows).to(table.device)
-        return self._orders[rows]
+        return self._orders[args.combined is not None]
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), self.chunk, self.queue, *self._orders]
 
 
 class CudaBackend:
@@ -133,6 +154,7 @@ class CudaBackend:
             buffers = self._buffers.get(args.table)
             if buffers is None:
                 buffers = self._buffers[args.table] = CudaBuffers(args, self._one_launch)
+            buffers.use_on_current_stream()
             # Held until the kernels are launched: nothing else holds the hyper-parameters of a captured step.
             hyperparameters = () if stages == ("TERM_GRAM",) else buffers.hyperparameters(args)
             group, weight = [values.data_ptr() for values in hyperparameters] or (0, 0)

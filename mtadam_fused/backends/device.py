@@ -5,7 +5,6 @@ The addresses of parameters and state are copied with the table, the hyper-param
 
 from array import array
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -127,19 +126,29 @@ class DeviceBuffers:
         self.max_exp_avg_sq = on_device(table.max_exp_avg_sq_table, table.device)
         self.chunk_start = starts.to(table.device)
         self.factors = torch.empty(FACTORS * len(table.params), dtype=table.dtype, device=table.device)
-        # A sum of squares for each term and chunk, or a product of each pair of terms.
-        self._sums = len(self.chunks) * (
-            table.terms if table.layout.has_norms else table.terms * (table.terms + 1) // 2
-        )
+        # Scratch for a sum of squares for each term and chunk, or a product of each pair of terms.
+        sums = table.terms if table.layout.has_norms else table.terms * (table.terms + 1) // 2
+        self.partial = torch.empty(sums * len(self.chunks), dtype=torch.float64, device=table.device)
         values = args.group_table + args.weight_table
         self._hyperparameters = on_device(values, table.device)
         self._copied = values.tobytes()
         self._staging = Staging(values, table.device)
+        self._streams: set[torch.Stream] = set()
 
-    @cached_property
-    def partial(self) -> Tensor:
-        """Scratch for sums over chunks."""
-        return torch.empty(self._sums, dtype=torch.float64, device=self.factors.device)
+    def tensors(self) -> list[Tensor]:
+        """Return all of this memory."""
+        tables = [self.row, self.exp_avg_sq, self.max_exp_avg_sq, self.chunk_start]
+        return [*tables, self.factors, self.partial, self._hyperparameters]
+
+    def use_on_current_stream(self) -> None:
+        """Keep this memory, once it is dropped, until the current stream has done what it was given before."""
+        if self.factors.device.type == "cpu":
+            return
+        stream = torch.get_device_module(self.factors.device).current_stream(self.factors.device)
+        if stream not in self._streams:
+            self._streams.add(stream)
+            for tensor in self.tensors():
+                tensor.record_stream(stream)
 
     def hyperparameters(self, args: StepArgs) -> tuple[Tensor, Tensor]:
         """Return on the device groups ``[groups * len(GROUP_FIELDS)]`` and term weights ``[groups * terms]``."""

@@ -11,7 +11,7 @@ from ..distributed.dtensor import to_local
 from ..tables.step_args import StepArgs
 
 
-def status() -> tuple[bool, str]:
+def status(device: torch.device | None = None) -> tuple[bool, str]:
     """Return that the reference can be used everywhere."""
     return True, "pure PyTorch, any device"
 

@@ -69,7 +69,8 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
         "reference": reference.ReferenceBackend(),
     }
 )
-STATUS: Mapping[str, Callable[[], tuple[bool, str]]] = MappingProxyType(
+# Each says of a device, or without one of all of them together, whether it can be used, and why or why not.
+STATUS: Mapping[str, Callable[[torch.device | None], tuple[bool, str]]] = MappingProxyType(
     {
         "cuda": cuda.status,
         "cuda-one-launch": cuda.status,
@@ -83,8 +84,8 @@ AUTO = tuple(name for name in BACKENDS if name != "cuda-one-launch" and not (nam
 
 
 def statuses() -> dict[str, Status]:
-    """Return every backend's status, best first for the devices that it supports."""
-    return {name: Status(*status()) for name, status in STATUS.items()}
+    """Return every backend's status on this machine, best first for the devices that it supports."""
+    return {name: Status(*status(None)) for name, status in STATUS.items()}
 
 
 def select_backend(requested: str | Backend, device: torch.device) -> Backend:
@@ -103,7 +104,7 @@ def select_backend(requested: str | Backend, device: torch.device) -> Backend:
     if requested not in ("auto", *BACKENDS):
         raise ValueError(f"backend is {requested!r}; it must be auto, {', '.join(BACKENDS)} or a backend object")
     names = AUTO if requested == "auto" else (requested,)
-    found = {name: Status(*STATUS[name]()) for name in names if BACKENDS[name].supports(device)}
+    found = {name: Status(*STATUS[name](device)) for name in names if BACKENDS[name].supports(device)}
     problems = [status.reason for status in found.values() if not status.usable]
     problem = "; ".join(problems) or f"it has no kernels for parameters on {device}"
     usable = next((name for name, status in found.items() if status.usable), None)

@@ -44,8 +44,8 @@ def load() -> tuple[Any, str]:
         return None, f"Triton does not load: {error}"
 
 
-def status() -> tuple[bool, str]:
-    """Return whether the kernels can be used here, and their details or why not."""
+def status(device: torch.device | None = None) -> tuple[bool, str]:
+    """Return whether the kernels can be used here, and their details or why not. ``device`` makes no difference."""
     kernels, found = load()
     if kernels is None:
         return False, found
@@ -91,6 +91,9 @@ class TritonBuffers(DeviceBuffers):
         # In the place of what only a GradScaler gives.
         self.zero = torch.zeros((), dtype=torch.float32, device=table.device)
         self.one = torch.ones((), dtype=torch.float32, device=table.device)
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), self.zero, self.one, *(chunks for _, chunks in self.typed_chunks)]
 
 
 class StepLauncher:
@@ -198,6 +201,7 @@ class TritonBackend:
             buffers = self._buffers.get(args.table)
             if buffers is None:
                 buffers = self._buffers[args.table] = TritonBuffers(args)
+            buffers.use_on_current_stream()
             launcher = StepLauncher(args, buffers, kernels)
             for stage in stages:
                 stage(launcher)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from mtadam_fused.backends import (
     select_backend,
     statuses,
 )
+from mtadam_fused.backends.registry import STATUS
 from mtadam_fused.tables import StepArgs
 from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_stages
@@ -51,6 +53,41 @@ def test_auto_takes_the_kernels() -> None:
     assert select_backend("auto", torch.device("cpu")).name == "cpu"
     optimizer = MTAdam([nn.Parameter(torch.ones(2))])
     assert repr(optimizer).endswith("backend='auto' (cpu: cpu)")
+
+
+class ModuleThatRefuses:
+    """A stand-in for the native module, on a machine whose devices do not all run its kernels."""
+
+    CUDA_ARCHITECTURES = "sm_90"
+    cuda_run = None
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+
+    def cuda_find_problem(self, index: int) -> str:
+        return self.problems[index]
+
+
+def pretend_to_have_gpus(monkeypatch: pytest.MonkeyPatch, problems: list[str]) -> None:
+    monkeypatch.setattr(native, "module", ModuleThatRefuses(problems))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(problems))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+
+
+def test_a_device_that_refuses_the_kernels_gets_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_to_have_gpus(monkeypatch, ["the driver is too old", ""])
+    for name in ("cuda", "cuda:0"):
+        with pytest.warns(UserWarning, match="they do not run on cuda:0: the driver is too old"):
+            assert select_backend("auto", torch.device(name)).name == "reference"
+        with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot be used: .* on cuda:0: the driver is too old"):
+            select_backend("cuda", torch.device(name))
+    assert select_backend("auto", torch.device("cuda:1")).name == "cuda"
+    expected = "kernels compiled for sm_90; they do not run on cuda:0: the driver is too old"
+    assert STATUS["cuda"](None) == (True, expected)
+    pretend_to_have_gpus(monkeypatch, ["the driver is too old"])
+    assert STATUS["cuda"](None) == (False, expected)
 
 
 def test_an_explicit_request_that_cannot_be_met_raises() -> None:

@@ -109,7 +109,7 @@ def pretend_to_have_a_gpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: b
     """Make "auto" see a machine with a GPU whose backends are usable or not."""
     monkeypatch.setattr(backend, "DEVICE_TYPES", ("cuda", "xpu"))
     monkeypatch.setattr(registry, "AUTO", ("cuda", "triton", "cpu", "reference"))
-    found = {"cuda": lambda: (cuda, "no nvcc"), "triton": lambda: (triton, "no Triton")}
+    found = {"cuda": lambda device: (cuda, "no nvcc"), "triton": lambda device: (triton, "no Triton")}
     monkeypatch.setattr(registry, "STATUS", {**registry.STATUS, **found})
 
 
