@@ -10,7 +10,7 @@ F64_ABSOLUTE = 1e-12  # per parameter of size 1
 F32_TRACE = (1e-5, 5e-7)  # relative and absolute, of parameters of size 1 after some steps of 1e-3
 F32_OF_UPDATE = 1e-5  # of the element's update, on top of one unit in the last place of the parameter,
 F32_OF_UPDATES = 1e-6  # and of the root mean square of all updates: where momentum cancels, rounding does not
-F32_ROUNDINGS = 4  # of the gradients, each a unit in the last place: where they cancel, or do with L2 decay
+ROUNDINGS = 4  # of the gradients, each a unit in the last place: where they cancel, or do with L2 decay
 UPDATE = 3e-3  # of the update's norm, where the gradients were computed anew in float32
 F16_DIFFERING = 0.003  # of the elements: float32 arithmetic may fall on the other side of a rounding tie
 
@@ -31,7 +31,7 @@ def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: n
         actual: the parameter, of any supported type.
         expected: the float64 oracle's result.
         before: the parameter before the step.
-        nudged: the oracle's result from scaled gradients a float32 rounding away.
+        nudged: the oracle's result from scaled gradients a rounding away, of the type of the arithmetic.
 
     Raises:
         TooFar: they differ by more than the type's tolerance.
@@ -40,16 +40,17 @@ def check_params(actual: Tensor, expected: np.ndarray, before: Tensor, nudged: n
     got = actual.detach()
     if not bool(got.isfinite().all()):
         raise TooFar("the parameter is not finite")
+    roundings = torch.zeros_like(want)
+    if nudged is not None:
+        roundings = ROUNDINGS * (torch.from_numpy(np.asarray(nudged)).reshape(actual.shape) - want).abs()
     if got.dtype == torch.float64:
-        excess = (got - want).abs() - F64_ABSOLUTE * want.abs().clamp(min=1.0)
+        excess = (got - want).abs() - F64_ABSOLUTE * want.abs().clamp(min=1.0) - roundings
     elif got.dtype == torch.float32:
         away = torch.nextafter(got.abs(), torch.tensor(torch.inf)).double()
         ulp = away - got.abs().double()
         update = (want - before.double()).abs()
         slack = F32_OF_UPDATE * update + F32_OF_UPDATES * update.square().mean().sqrt()
-        if nudged is not None:
-            slack += F32_ROUNDINGS * (torch.from_numpy(np.asarray(nudged)).reshape(actual.shape) - want).abs()
-        excess = (got.double() - want).abs() - ulp - slack
+        excess = (got.double() - want).abs() - ulp - slack - roundings
     else:
         differing = (got != want.to(got.dtype)).double().mean().item() if got.numel() else 0.0
         allowed = max(F16_DIFFERING, 1.5 / max(got.numel(), 1))

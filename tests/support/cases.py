@@ -17,6 +17,7 @@ from tests.support.triton_interpreter import INTERPRETED  # before mtadam_fused,
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.backends import Backend
 from mtadam_fused.optimizer import TermOptimizer
+from mtadam_fused.reference import arithmetic_type
 from mtadam_fused.rules import FixedWeights
 from oracles import numpy_oracle
 from oracles.numpy_oracle import CHOICES, MISTAKES, Parameter, step
@@ -55,6 +56,11 @@ def lay_out(value: Tensor, layout: str) -> Tensor:
         flat[1:] = value.reshape(-1)
         return flat[1:].view(value.shape)
     return value.contiguous()
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """Return a unit in the last place, of 1, in the arithmetic of parameters of ``dtype``."""
+    return torch.finfo(arithmetic_type(dtype)).eps
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class Case:
                 x.value = b.double().numpy()  # from the stored value: rounding does not add up
                 arrays = {k: g.double().cpu().numpy() for k, g in of_terms.items()}
                 nudged = deepcopy(x)
-                self.expect(nudged, arrays, fault, rounding=2.0**-23)
+                self.expect(nudged, arrays, fault, rounding=rounding_of(self.dtype))
                 self.expect(x, arrays, fault)
                 check_params(p.detach().cpu(), x.value, b, nudged.value)
             self.check_scalars(optimizer, models, grads, fault)
