@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 BENCH_OPTIONS := --show-capture=no --benchmark-quiet --disable-warnings -o console_output_style=classic
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
-.PHONY: test test-fast lint demo demo-record quality quality-record bench bench-quick bench-report clean
+.PHONY: test test-fast lint demo demo-record quality quality-record bench bench-quick bench-report machine-code machine-code-record clean
 
 # A process per processor, each with one thread. The tests of a file stay together because they share what they build.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -51,6 +51,13 @@ bench-quick: $(INSTALLED)
 
 bench-report: $(INSTALLED)
 	$(BIN)/python -m bench.report
+
+# What the machine code of the GPU kernels allows: no GPU is needed, but nvcc when the package is installed.
+machine-code: $(INSTALLED)
+	$(BIN)/python -m bench.machine_code
+
+machine-code-record: $(INSTALLED)
+	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so mtadam_fused/_build.json

@@ -1,1 +1,1 @@
-"""Independent implementations and tolerances that tests compare with, and benchmarks race against."""
+"""Shared by tests and benchmarks: independent implementations, tolerances, and a GPU that is not there."""

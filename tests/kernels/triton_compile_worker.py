@@ -1,47 +1,27 @@
 """Makes steps on the Triton kernels, compiled for a GPU that is not there: ``triton_compile_worker.py 90`` for sm_90.
 
-It runs all that a launch does, behind a driver that has every kernel compiled to machine code and launches none. Prints
-JSON: the names of the kernels that each step compiled, for each run; and the PTX of each kernel and type.
+It runs all that a launch does, but launches nothing. Prints JSON: the names of the kernels that each step compiled, for
+each run; and the PTX of each kernel and type.
 """
 
 import json
 import sys
 from collections import defaultdict
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 from torch import nn
-from triton.backends.compiler import GPUTarget
 
 from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.backends import TritonBackend
 from mtadam_fused.rules import PCGrad
+from oracles.absent_gpu import AbsentGpu
 from tests.support.stages import prepare_step
 
 FLOAT32 = (torch.float32,)
 ALL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIZES = (5, 16, 1, 8192, 30_000)
-
-
-class Driver:
-    """A GPU for Triton that loads and launches nothing."""
-
-    def __init__(self, architecture: int) -> None:
-        self.get_current_target = lambda: GPUTarget("cuda", architecture, 32)
-        self.utils = SimpleNamespace(
-            get_device_properties=lambda _: {"max_shared_mem": 99 * 1024}, load_binary=lambda *_: (0, 0, 0, 0, 1024)
-        )
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _: int) -> int:
-        return 0
-
-    def launcher_cls(self, *_: Any) -> Any:
-        return lambda *_: None
 
 
 class CompiledTriton(TritonBackend):
@@ -114,7 +94,7 @@ def is_refused() -> bool:
 
 
 def main(architecture: int) -> None:
-    triton.runtime.driver.set_active(Driver(architecture))
+    triton.runtime.driver.set_active(AbsentGpu(architecture))
     compilations = Compilations()
     runs: dict[str, list] = defaultdict(list)
     runs["float32"] = run(compilations, FLOAT32, SIZES, terms=3, steps=50)
