@@ -17,15 +17,9 @@ def table(loops: Sequence[HotLoop], compiled: Sequence[Compiled]) -> str:
     return result_table(loops, {(loop, arch): judge(loop, compiled, arch) for loop in loops for arch in ARCHITECTURES})
 
 
-def make_page() -> str:
-    """Read the kernels of both backends; return the page."""
-    module = NativeModule.find()
-    native = [each for arch in ARCHITECTURES for each in module.read(CUDA, arch)]
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = compile_triton(Path(folder))
-    return page(
-        {f"CUDA, {module.compiler}": table(CUDA, native), f"Triton {version('triton')}": table(TRITON, compiled)}
-    )
+def make_page(nvcc: str, native: Sequence[Compiled], triton: Sequence[Compiled]) -> str:
+    """Return the page of the kernels of both backends. ``nvcc`` is the version that compiled those in CUDA."""
+    return page({f"CUDA, {nvcc}": table(CUDA, native), f"Triton {version('triton')}": table(TRITON, triton)})
 
 
 def main() -> None:
@@ -33,8 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the machine code of the GPU kernels allows.")
     parser.add_argument("--out", type=Path, help="also write the page to this file")
     options = parser.parse_args()
-    text = make_page()
-    print(text)
+    module = NativeModule.find()
+    with tempfile.TemporaryDirectory() as folder:
+        text = make_page(module.compiler, module.read_all(CUDA), compile_triton(Path(folder)))
+    print(text, end="")
     if options.out:
         options.out.write_text(text)
 

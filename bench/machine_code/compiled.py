@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mtadam_fused
 from bench.machine_code.in_flight import Kernel
 from bench.machine_code.kernels import ARCHITECTURES, HotLoop
-from bench.machine_code.sass import read_code, read_resources
+from bench.machine_code.sass import disassemble, read_resources
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(mtadam_fused.__file__).parent
@@ -53,15 +53,17 @@ class NativeModule:
             )
         return cls(next(PACKAGE.glob("_C*.so")), facts["compiler"])
 
-    def read(self, loops: Iterable[HotLoop], architecture: int) -> list[Compiled]:
+    def read_all(self, loops: Sequence[HotLoop]) -> list[Compiled]:
+        """Disassemble the functions that loops are in, for all architectures."""
+        return [each for architecture in ARCHITECTURES for each in self.read(loops, architecture)]
+
+    def read(self, loops: Sequence[HotLoop], architecture: int) -> list[Compiled]:
         """Disassemble the functions that loops are in: where there are two, that with the smaller argument."""
         functions = sorted(read_resources(self.path, architecture), key=lambda function: function.argument)
         first = (next((each for each in functions if loop.is_in(each.name)), None) for loop in loops)
-        chosen = {function.name: function for function in first if function}
-        code = read_code(self.path, architecture, chosen)
+        chosen = list(dict.fromkeys(function for function in first if function))
         return [
-            Compiled(Kernel(replace(function, code=code[name])), function.shared, CUDA_THREADS)
-            for name, function in chosen.items()
+            Compiled(Kernel(function), function.shared, CUDA_THREADS) for function in disassemble(self.path, chosen)
         ]
 
 
@@ -78,6 +80,5 @@ def compile_triton(folder: Path, architectures: Sequence[int] = ARCHITECTURES) -
 
 def read_cubin(name: str, path: str, architecture: int, shared: int, threads: int) -> Compiled:
     """Disassemble the function in a cubin, under another name."""
-    (function,) = read_resources(Path(path), architecture)
-    code = read_code(Path(path), architecture, [function.name])
-    return Compiled(Kernel(replace(function, name=name, code=code[function.name])), shared, threads)
+    (function,) = disassemble(Path(path), read_resources(Path(path), architecture))
+    return Compiled(Kernel(replace(function, name=name)), shared, threads)

@@ -21,8 +21,7 @@ from bench.machine_code.sass import Function, Instruction, width_of
 MOST_REPEATS = 8  # how often a compiler may unroll a loop, or split an operand
 
 _HINT = re.compile(r"\.(EF|CONSTANT)\b")  # the caching that csrc/cuda/device.cuh asks for where it reads data
-# What reads 16-bit values two at a time, or float64, but no address.
-_COMPUTES = re.compile(r"PRMT|HADD2|IMAD\.U32|SHF\.L|LOP3\.LUT .*0xffff0000|D(ADD|MUL|FMA|SETP)")
+_UNPACKS = re.compile(r"PRMT|HADD2|IMAD\.U32|SHF\.L|LOP3\.LUT .*0xffff0000")  # two 16-bit values
 
 Loads = Mapping[str, int]  # opcodes, and how often a turn has each
 Counts = tuple[int, ...]  # of loads so far, in the order of the opcodes
@@ -77,40 +76,42 @@ class Kernel:
         self.function = function
         self.code = function.code
         self.successors = find_successors(self.code)
+        self._hot_loops: dict[tuple[tuple[str, int], ...], list[tuple[Loop, Flight]]] = {}
 
     @cached_property
     def loops(self) -> list[Loop]:
         return find_loops(self.successors)
 
-    def find_hot_loops(self, loads: Loads) -> Iterator[tuple[Loop, Flight]]:
-        """Yield the innermost loops that have a turn with these loads, or the least multiple, and what is in flight."""
-        found: list[Loop] = []
-        for loop in self.loops:
-            if not any(inner.body < loop.body for inner in found):
-                turn = Turn(self, loop, loads)
-                flight = next(filter(None, map(turn.measure, range(1, MOST_REPEATS + 1))), None)
-                if flight:
-                    found.append(loop)
-                    yield loop, flight
+    def find_hot_loops(self, loads: Loads) -> list[tuple[Loop, Flight]]:
+        """Return the innermost loops that have a turn with these loads, or a multiple, and what is in flight."""
+        key = tuple(loads.items())
+        if key not in self._hot_loops:
+            found: list[tuple[Loop, Flight]] = []
+            for loop in self.loops:
+                is_inner = not any(inner.body < loop.body for inner, _ in found)
+                if is_inner and (flight := Turn(self, loop, loads).measure_least()):
+                    found.append((loop, flight))
+            self._hot_loops[key] = found
+        return self._hot_loops[key]
 
     def is_data(self, i: int, opcodes: Collection[str]) -> bool:
         """Return whether an instruction loads data, and not an address or a number that all threads share.
 
         Only data is loaded 16 bytes at a time, or with a hint. Narrower loads must be among the wanted ``opcodes``.
-        Those of 8 bytes, as wide as an address, must also be computed with.
+        Those of 8 bytes, as wide as an address, must also be unpacked.
         """
         instruction = self.code[i]
         if not instruction.is_load:
             return False
         if instruction.width > 8 or _HINT.search(instruction.opcode):
             return True
-        return instruction.opcode in opcodes and (instruction.width < 8 or self.is_computed_with(i))
+        return instruction.opcode in opcodes and (instruction.width < 8 or self.is_unpacked(i))
 
-    def is_computed_with(self, i: int) -> bool:
-        """Return whether the next instruction that names what a load returns computes with it."""
+    def is_unpacked(self, i: int) -> bool:
+        """Return whether the next instruction that names what a load returns takes 16-bit values out of it."""
         result = re.compile(rf"\b{self.code[i].destination}\b")
         later = (f"{each.opcode} {each.operands}" for each in self.code[i + 1 :] if result.search(each.operands))
-        return bool(_COMPUTES.match(next(later, "")))
+        return bool(_UNPACKS.match(next(later, "")))
 
 
 class Turn:
@@ -120,6 +121,12 @@ class Turn:
         self.kernel, self.loop, self.loads = kernel, loop, loads
         self.opcodes = tuple(loads)
         self.chains: dict[int, Chain] = {}
+
+    def measure_least(self) -> Flight | None:
+        """Return what is in flight if a turn has the loads, or else the least multiple that a turn has."""
+        if not {self.kernel.code[i].opcode for i in self.loop.body}.issuperset(self.opcodes):
+            return None
+        return next(filter(None, map(self.measure, range(1, MOST_REPEATS + 1))), None)
 
     def measure(self, repeats: int) -> Flight | None:
         """Return what is in flight if a turn has the loads so many times. None if there is no such turn."""
@@ -191,6 +198,8 @@ class Turn:
     def events_of(self, i: int) -> Iterator[Event]:
         """Yield the wait of an instruction, then its load. AMSGrad's maximum is a load of state that may be skipped."""
         instruction = self.kernel.code[i]
+        if instruction.opcode.startswith("DEPBAR"):
+            raise NotImplementedError(f"{instruction.opcode} at {instruction.address:#x} waits for some of the loads")
         if instruction.waits:
             yield Event(instruction.waits)
         if self.kernel.is_data(i, self.opcodes):

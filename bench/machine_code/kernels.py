@@ -26,13 +26,10 @@ LEAST_CUDA: dict[str, Least] = {
     "mtadam_step, shared moment": {FLOAT32: (3.5, 7.0, 7.0)} | dict.fromkeys((NARROW, WIDE, FLOAT64), (2.3, 3.5, 3.5)),
 }
 LEAST_TRITON: dict[str, Least] = {
-    "term_norms": {FLOAT32: (2.0, 2.0, 2.0), FLOAT64: (4.0, 2.6, 2.6)} | dict.fromkeys((NARROW, WIDE), (1.0, 1.0, 1.0)),
-    "term_gram": dict.fromkeys((FLOAT32, NARROW, FLOAT64), (8.0, 8.0, 8.0)),
-    "mtadam_update": dict.fromkeys((FLOAT32, NARROW, WIDE), (1.6, 1.6, 1.0)) | {FLOAT64: (3.3, 3.3, 3.3)},
-    "combined_adam": {
-        **{FLOAT32: (1.1, 1.1, 1.4), FLOAT64: (2.8, 2.8, 2.8)},
-        **dict.fromkeys((NARROW, WIDE), (1.1, 1.1, 1.1)),
-    },
+    "term_norms": {FLOAT32: (2.0, 2.0, 2.0)} | dict.fromkeys((NARROW, WIDE), (1.0, 1.0, 1.0)),
+    "term_gram": dict.fromkeys((FLOAT32, NARROW), (8.0, 8.0, 8.0)),
+    "mtadam_update": dict.fromkeys((FLOAT32, NARROW, WIDE), (1.6, 1.6, 1.0)),
+    "combined_adam": {FLOAT32: (1.1, 1.1, 1.4)} | dict.fromkeys((NARROW, WIDE), (1.1, 1.1, 1.1)),
 }
 
 
@@ -123,7 +120,7 @@ def plain(count: int, width: int = 16) -> dict[str, int]:
 
 def triton(kernel: str, loads: Mapping[str, Mapping[str, int]]) -> list[HotLoop]:
     """Return the loops of a kernel for each type of parameters. Its functions are named ``kernel:type``."""
-    types = {FLOAT32: "fp32", NARROW: "bf16", WIDE: "bf16", FLOAT64: "fp64"}
+    types = {FLOAT32: "fp32", NARROW: "bf16", WIDE: "bf16"}
     return [
         HotLoop(kernel, params, f"^{kernel}:{types[params]}$", of_type, LEAST_TRITON[kernel][params])
         for params, of_type in loads.items()
@@ -131,15 +128,8 @@ def triton(kernel: str, loads: Mapping[str, Mapping[str, int]]) -> list[HotLoop]
 
 
 TRITON = [
-    *triton("term_norms", {FLOAT32: plain(1), NARROW: plain(1, 8), WIDE: plain(1), FLOAT64: plain(2)}),
-    # One element at a time.
-    *triton("term_gram", {FLOAT32: {"LDG.E": 4}, NARROW: {"LDG.E.U16": 4}, FLOAT64: plain(4, 8)}),
-    *triton(
-        "mtadam_update",
-        {FLOAT32: plain(10), NARROW: plain(5) | plain(5, 8), WIDE: plain(9) | plain(1, 8), FLOAT64: plain(20)},
-    ),
-    *triton(
-        "combined_adam",
-        {FLOAT32: plain(7), NARROW: plain(2) | plain(5, 8), WIDE: plain(6) | plain(1, 8), FLOAT64: plain(14)},
-    ),
+    *triton("term_norms", {FLOAT32: plain(1), NARROW: plain(1, 8), WIDE: plain(1)}),
+    *triton("term_gram", {FLOAT32: {"LDG.E": 4}, NARROW: {"LDG.E.U16": 4}}),  # one element at a time
+    *triton("mtadam_update", {FLOAT32: plain(10), NARROW: plain(5) | plain(5, 8), WIDE: plain(9) | plain(1, 8)}),
+    *triton("combined_adam", {FLOAT32: plain(7), NARROW: plain(2) | plain(5, 8), WIDE: plain(6) | plain(1, 8)}),
 ]

@@ -20,8 +20,8 @@ which each reads its operands. The loop is followed for four terms that all reac
   share of a copy's bandwidth that Little's law allows. A kernel can reach less, because it also computes, or more,
   where a cache helps.
 
-Numbers separated by slashes are for {architectures}. "16-bit" is the worse of bfloat16
-and float16; for Triton, bfloat16."""
+Numbers separated by slashes are for {architectures}. "16-bit" is the worse of bfloat16 and float16, and bfloat16
+for Triton."""
 
 SOURCES = """Multiprocessors and GB/s are from NVIDIA's data sheets of the SXM modules. The KB needed are those by which
 NVIDIA's CUB chooses how much its `DeviceTransform` loads at once. What a load takes on a busy GPU follows from them."""

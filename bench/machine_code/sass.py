@@ -7,15 +7,17 @@ the instructions name.
 
 import re
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-_CONTROL = 41  # the first control bit: 4 bits of stall, 1 of yield, then the three fields below
-_SETS, _WAITS = _CONTROL + 5, _CONTROL + 11
-_NONE = 7  # instead of a scoreboard
+# After 4 bits of stall and 1 of yield: the scoreboard that a result sets, one for operands that were read, and six bits
+# for those to wait for.
+CONTROL = 41
+SETS, WAITS = CONTROL + 5, CONTROL + 11
+NO_SCOREBOARD = 7
 
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.MULTILINE)
 _INSTRUCTION = re.compile(
@@ -49,13 +51,13 @@ class Instruction:
     @property
     def scoreboard(self) -> int | None:
         """Return the scoreboard, 0 to 5, that counts it until its result is there."""
-        number = self.control >> _SETS & 7
-        return None if number == _NONE else number
+        number = self.control >> SETS & 7
+        return None if number == NO_SCOREBOARD else number
 
     @property
     def waits(self) -> int:
         """Return the scoreboards that must be empty before it starts, as six bits."""
-        return self.control >> _WAITS & 63
+        return self.control >> WAITS & 63
 
     @property
     def destination(self) -> str:
@@ -138,8 +140,10 @@ def read_resources(binary: Path, architecture: int) -> list[Function]:
     ]
 
 
-def read_code(binary: Path, architecture: int, names: Iterable[str]) -> dict[str, tuple[Instruction, ...]]:
-    """Disassemble functions."""
-    options = ("-sass", "-arch", f"sm_{architecture}", "-fun", ",".join(names))
-    _, *pairs = _FUNCTION.split(cuobjdump(*options, str(binary)))
-    return {name: parse_code(text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+def disassemble(binary: Path, functions: Sequence[Function]) -> list[Function]:
+    """Return functions of one architecture with their code."""
+    names = ",".join(function.name for function in functions)
+    text = cuobjdump("-sass", "-arch", f"sm_{functions[0].architecture}", "-fun", names, str(binary))
+    _, *pairs = _FUNCTION.split(text)
+    code = {name: parse_code(listing) for name, listing in zip(pairs[::2], pairs[1::2], strict=True)}
+    return [replace(function, code=code[function.name]) for function in functions]

@@ -18,7 +18,7 @@ from mtadam_fused.rules import PCGrad
 from oracles.absent_gpu import AbsentGpu
 
 TERMS = 4
-TYPES = (torch.float32, torch.bfloat16, torch.float64)  # float16 is loaded as bfloat16 is
+TYPES = (torch.float32, torch.bfloat16)  # float16 is loaded as bfloat16 is
 WARP_SIZE = 32
 
 
