@@ -47,16 +47,23 @@ def find_problem(module: Any, index: int) -> str:
 
 # In the one-launch step, so many chunks' norms come between the norms of a row and its updates. A large GPU works on
 # about as many at a time, so the row's norms are complete by then. Their gradients, of at most so many elements, are
-# still in its L2 cache.
-AHEAD, AHEAD_ELEMENTS = 256, 2**23
+# still in its L2 cache: bench/results/tuning/cache_model.md shows for which sizes.
+AHEAD, AHEAD_ELEMENTS = 256, 2**21
 
 
-def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
+def most_elements(terms: int, window: int) -> int:
+    """Return the most elements of a chunk with which the gradients of AHEAD chunks fit in ``window`` elements."""
+    return window // AHEAD // terms
+
+
+def launch_order(chunk_rows: Tensor, rows_at_once: int, *, descending: bool = True) -> Tensor:
     """Return the order in which blocks take work: a row's updates follow its norms and those of AHEAD more chunks.
 
     Args:
         chunk_rows: the row of each chunk.
         rows_at_once: rows of a launch.
+        descending: update the chunks of a row from the last to the first. The gradients of a row that is larger than
+            the L2 cache are then found in it as far as they fit: those that were read last.
 
     Returns:
         ``[2 * chunks]``, the number of a chunk for its norms and the bitwise complement for its update.
@@ -66,8 +73,9 @@ def launch_order(chunk_rows: Tensor, rows_at_once: int) -> Tensor:
     first_of_launch = chunk_rows // rows_at_once * rows_at_once
     end_of_launch = torch.searchsorted(chunk_rows, first_of_launch + rows_at_once)
     norms_before = torch.minimum(end_of_row + AHEAD, end_of_launch)
+    updates = torch.searchsorted(chunk_rows, chunk_rows) + end_of_row - 1 - numbers if descending else numbers
     places = torch.cat([numbers + 1, norms_before]).argsort(stable=True)
-    return torch.cat([numbers, ~numbers])[places].to(torch.int32)
+    return torch.cat([numbers, ~updates])[places].to(torch.int32)
 
 
 # The stages that read or write sums over chunks. BALANCE does where norms come before it in the same call.
@@ -83,7 +91,8 @@ class CudaBuffers(DeviceBuffers):
     """The device memory of the CUDA kernels: also the chunks, and the queue of the one-launch step."""
 
     def __init__(self, args: StepArgs, one_launch: bool) -> None:
-        super().__init__(args, AHEAD_ELEMENTS // AHEAD // args.table.terms if one_launch else MOST_ELEMENTS)
+        most = most_elements(args.table.terms, AHEAD_ELEMENTS) if one_launch else MOST_ELEMENTS
+        super().__init__(args, most)
         self.chunk = self.chunks.to(args.table.device)
         self.queue = torch.zeros(1 + len(args.table.params), dtype=torch.int32, device=args.table.device)
         # In which order blocks take work in the one-launch step, without and with combined gradients.

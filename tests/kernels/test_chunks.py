@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mtadam_fused.backends.cuda import launch_order
+from mtadam_fused.backends.cuda import AHEAD, launch_order, most_elements
 from mtadam_fused.backends.device import chunk_elements, chunk_table
 from tests.support.cases import DTYPES, Case, CombinedCase
 from tests.support.triton_interpreter import INTERPRETED
@@ -23,24 +23,36 @@ def test_chunks_are_the_rows_cut_in_order(numels: list[int]) -> None:
     assert chunk_table(torch.tensor(numels, dtype=torch.int64), 1024).tolist() == expected
 
 
+@pytest.mark.parametrize("descending", [True, False])
 @pytest.mark.parametrize("ahead", [0, 2, 5, 256])
 @pytest.mark.parametrize("rows_at_once", [1, 2, 3, 9])
 def test_one_launch_takes_updates_after_the_norms_of_their_row(
-    rows_at_once: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+    rows_at_once: int, ahead: int, descending: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mtadam_fused.backends.cuda.AHEAD", ahead)
     rows = [0, 0, 0, 1, 2, 2, 3, 4, 4, 4, 4, 5, 6]
-    order = launch_order(torch.tensor(rows), rows_at_once).tolist()
+    order = launch_order(torch.tensor(rows), rows_at_once, descending=descending).tolist()
     launches = [[c for c, row in enumerate(rows) if row // rows_at_once == n] for n in range(7)]
     for chunks in filter(None, launches):
         queue, order = order[: 2 * len(chunks)], order[2 * len(chunks) :]
         norms, updates = [work for work in queue if work >= 0], [~work for work in queue if work < 0]
-        assert norms == updates == chunks
+        assert norms == chunks
+        assert updates == sorted(chunks, key=lambda c: (rows[c], -c if descending else c))
         for chunk in chunks:
             needed = max(c for c in chunks if rows[c] == rows[chunk])
             before = sum(work >= 0 for work in queue[: queue.index(~chunk)])
             assert before == min(chunks.index(needed) + 1 + ahead, len(chunks))
     assert order == []
+
+
+def test_one_launch_updates_a_row_from_its_end() -> None:
+    order = launch_order(torch.tensor([0, 0, 0, 1, 1]), rows_at_once=9).tolist()
+    assert order == [0, 1, 2, 3, 4, ~2, ~1, ~0, ~4, ~3]
+
+
+def test_chunks_of_one_launch_leave_their_gradients_in_the_window() -> None:
+    assert [AHEAD * terms * most_elements(terms, 2**21) for terms in (1, 2, 4, 8)] == [2**21] * 4
+    assert AHEAD * 10 * (most_elements(10, 2**21) + 1) > 2**21 >= AHEAD * 10 * most_elements(10, 2**21)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs Triton, and no GPU")
