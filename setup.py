@@ -78,10 +78,11 @@ def architectures() -> list[str]:
         return sorted(wanted.replace(",", ";").split(";"), key=int)
     try:
         query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+        shown = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        found = []
-    return sorted({cap.replace(".", "") for cap in found}, key=int) or USUAL_ARCHITECTURES
+        shown = ""
+    found = re.findall(r"^(\d+)\.(\d+)\s*$", shown, re.MULTILINE)  # not "[N/A]", of a GPU that does not say
+    return sorted({major + minor for major, minor in found}, key=int) or USUAL_ARCHITECTURES
 
 
 def instruction_sets() -> list[str]:

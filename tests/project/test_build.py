@@ -181,6 +181,20 @@ def test_changed_flags_rebuild_what_they_compile(tree: Tree) -> None:
     assert tree.said()[1] == "built with nvcc 13.0.88 for sm_90"
 
 
+@pytest.mark.parametrize(
+    ("shown", "compiled"),
+    [
+        (r"9.0\n[N/A]\n8.0\n9.0\n", "sm_80, sm_90"),
+        (r"12.0\n9.0\n", "sm_90, sm_120"),
+        (r"[Not Supported]\n", "sm_80, sm_90, sm_100"),
+    ],
+)
+def test_gpus_that_do_not_say_what_they_are_are_ignored(tree: Tree, shown: str, compiled: str) -> None:
+    write_script(tree.folder / "bin/nvidia-smi", f"#!/bin/sh\nprintf '{shown}'\n")
+    tree.build()
+    assert tree.said()[1] == f"built with nvcc 13.0.88 for {compiled}"
+
+
 def test_other_versions_of_compilers_rebuild_all(tree: Tree) -> None:
     everything, _ = tree.build(NVCC_VERSION="12.9")
     assert tree.said()[1].startswith("built with nvcc 12.9 for")
