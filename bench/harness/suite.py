@@ -14,7 +14,7 @@ from bench.harness.records import LeftOut, Record, to_info
 
 # In this order the groups are measured, but first the cases that decide on what the package promises: a GPU may be
 # there for minutes only. The last needs five alone to compile the reference for 300 tensors: --compile-seconds 400.
-GROUPS = ("step", "limit", "combine", "memory", "train", "train-combine", "gan", "one-pass")
+GROUPS = ("step", "limit", "combine", "gradients", "memory", "train", "train-combine", "gan", "one-pass")
 PROMISED = (
     *("equal_100m-K4", "mnist-K10", "small_300-K4", "bert_base-K4-bf16", "equal_20m-K4-PCGrad", "equal_20m-K4-MGDA"),
     *("equal_20m-K4-FixedWeights", "equal_100m-K2", "equal_100m-K10", "bert_base-K2-bf16", "bert_base-K10-bf16"),

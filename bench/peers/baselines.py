@@ -39,6 +39,18 @@ def make_adam_k_times(case: Case, device: Device, grads: Grads) -> Contender:
     return Contender("adam-k-times", run, params, bytes_moved=moved)
 
 
+def make_set(case: Case, device: Device, grads: Grads) -> Contender:
+    """Make what ``make_adam_k_times`` does beside its steps: set ``p.grad`` for each term."""
+    params = case.params(device.torch_device)
+
+    def run() -> None:
+        for of_term in grads:
+            for p, g in zip(params, of_term, strict=True):
+                p.grad = g
+
+    return Contender("set-grad", run)
+
+
 def make_source(case: Case, device: Device, grads: Grads) -> Tensor:
     """Make a tensor to read, of as many elements as there are parameters, or too many for a cache."""
     count = max(count_elements(grads[0]), COPIED_ELEMENTS)

@@ -4,9 +4,9 @@ from functools import partial
 from itertools import chain
 
 from bench.harness.side_by_side import Peer
-from bench.peers.baselines import make_adam_k_times, make_adam_on_sum, make_copy, make_read
+from bench.peers.baselines import make_adam_k_times, make_adam_on_sum, make_copy, make_read, make_set
 from bench.peers.compiled import make_compiled
-from bench.peers.ours import ONE_LAUNCH, make_balanced, make_combined, make_graph, make_mtadam, our_peer
+from bench.peers.ours import ONE_LAUNCH, make_balanced, make_combined, make_graph, make_mtadam, make_taken, our_peer
 from bench.peers.published import make_published
 from bench.peers.torchjd import make_torchjd
 from mtadam_fused.backends import statuses
@@ -33,6 +33,11 @@ _LIMITED = ("mtadam-cpu", "balanced-cpu", "mtadam-cuda", "balanced-cuda", "adam-
 LIMIT_PEERS: dict[str, Peer] = {
     **{name: peer for name, peer in STEP_PEERS.items() if name in _LIMITED},
     "read": Peer(make_read, lambda terms: 1),
+}
+
+GRADIENT_PEERS: dict[str, Peer] = {
+    "mtadam": Peer(make_taken, lambda terms: 1),
+    "set-grad": Peer(make_set, lambda terms: 1),
 }
 
 COMBINE_PEERS: dict[str, Peer] = {

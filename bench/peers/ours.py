@@ -60,6 +60,13 @@ def make_mtadam(backend: str, case: Case, device: Device, grads: Grads) -> Conte
     return make_eager(f"mtadam-{backend}", optimizer, grads, moved, mtadam)
 
 
+def make_taken(case: Case, device: Device, grads: Grads) -> Contender:
+    """Make the taking of the gradients of all terms, which comes before a step. Dropping them is not timed."""
+    params = case.params(device.torch_device)
+    optimizer = MTAdam(params, backend="reference")
+    return Contender("mtadam", lambda: set_gradients(optimizer, params, grads), prepare=optimizer.zero_grad)
+
+
 def make_balanced(backend: str, case: Case, device: Device, grads: Grads) -> Contender:
     """Make BalancedAdam's step."""
     params = case.params(device.torch_device)

@@ -183,6 +183,9 @@ def all_tables(records: Sequence[Record]) -> dict[str, str]:
             for r in steps + combined
             if r.host != r.seconds
         ],
+        "Host's time of taking the gradients, before a step": [
+            taking_row(r) for r in our_records(records, "gradients")
+        ],
         "Whole training step": [
             training_row(r) for r in our_records(records, "train") + our_records(records, "train-combine")
         ],
@@ -217,6 +220,17 @@ def limit_row(record: Record, rates: Mapping[tuple, float]) -> Row:
         "reads GB/s": format_number(reading),
         "a sum reads GB/s": format_number(alone),
         "x what a sum reads": format_number(alone and reading / alone),
+    }
+
+
+def taking_row(record: Record) -> Row:
+    """Return the host's time of taking the gradients, beside that of setting ``p.grad`` alone."""
+    milliseconds = 1e3 * record.host.median
+    alone = record.host_faster_than.get("set-grad")
+    return case_columns(record) | {
+        "tensors": str(record.tensors),
+        "host ms": format_number(milliseconds),
+        "setting p.grad, ms": format_number(alone and milliseconds * alone.median),
     }
 
 

@@ -18,7 +18,7 @@ from bench.harness.other_load import OtherLoad, busy_seconds, cpu_count, warn_af
 from bench.harness.progress import Progress
 from bench.harness.records import Record, make_records
 from bench.report.headlines import LINES, gan_sentences, headlines, say_ratio
-from bench.report.tables import limit_rows
+from bench.report.tables import all_tables, limit_rows
 
 
 def make(group: str, workload: str, terms: int, seconds: dict[str, float], rule: str = "") -> list[Record]:
@@ -95,6 +95,14 @@ def test_a_step_beside_what_memory_allows() -> None:
     assert shown == ["1.43", "56", "160", "0.35"]
     (row,) = limit_rows(list(make_records(times, moved | {"adam-on-sum": None}, **case).values()))
     assert row["x one Adam's GB/s"] == ""
+
+
+def test_taking_gradients_is_shown_beside_setting_them_alone() -> None:
+    records = make("gradients", "mnist", 4, {"mtadam": 0.008, "set-grad": 0.002})
+    (line,) = all_tables(records)["Host's time of taking the gradients, before a step"].splitlines()[2:]
+    assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["8", "2"]
+    (line,) = all_tables(make("gradients", "mnist", 4, {"mtadam": 0.008})).popitem()[1].splitlines()[2:]
+    assert line.endswith("| 8 |")
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
