@@ -230,7 +230,7 @@ def taking_row(record: Record) -> Row:
     return case_columns(record) | {
         "tensors": str(record.tensors),
         "host ms": format_number(milliseconds),
-        "setting p.grad, ms": format_number(alone and milliseconds * alone.median),
+        "setting p.grad, ms": format_number(milliseconds * alone.median if alone else None),
     }
 
 
