@@ -217,7 +217,11 @@ class LikeAGpu(CpuDevice):
 
 
 def find_participants(case: Case, peers: dict[str, Peer], compile_seconds: int = 50) -> set[str]:
-    """Return the contenders that a GPU's limits let in, given as much time for torch.compile as in gpu_check.sh."""
+    """Return the contenders that a GPU's limits let in.
+
+    Args:
+        compile_seconds: for torch.compile, as in the last benchmarks of gpu_check.sh.
+    """
 
     def make(name: str) -> Peer:
         return replace(peers[name], make=lambda *_: Contender(name, lambda: None))
