@@ -9,7 +9,8 @@ INSTALLED := $(VENV)/installed
 BENCH_OPTIONS := --show-capture=no --benchmark-quiet --disable-warnings -o console_output_style=classic
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
-.PHONY: test test-fast lint demo demo-record quality quality-record bench bench-quick bench-report machine-code machine-code-record clean
+.PHONY: test test-fast lint docs demo demo-record quality quality-record bench bench-quick bench-report machine-code \
+  machine-code-record clean
 
 # A process per processor, each with one thread. The tests of a file stay together because they share what they build.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -26,6 +27,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.* tests/kernels/native/*.*)
+
+# The site, in build/docs; a dead link is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 demo: $(INSTALLED)
 	$(BIN)/python -m bench.demo --strategy $(STRATEGY)
@@ -65,7 +70,7 @@ clean:
 # Editable, so that the tests see the sources; rebuilt when what is compiled has changed.
 $(INSTALLED): $(BIN)/pip $(SOURCES)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --group dev --group frameworks
+	$(BIN)/pip install --quiet --group dev --group frameworks --group docs
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 

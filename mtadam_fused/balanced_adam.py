@@ -36,11 +36,13 @@ class BalancedAdam(MTAdam):
         eps: added to the denominator.
         weight_decay: added to the sum as ``weight_decay * p``. The sum has a size of its own, whatever the losses' is:
             with ``decoupled_weight_decay=True`` the decay has its usual meaning, that of AdamW.
-        anchor, norms, second_moments: as of MTAdam.
-        options: all else that MTAdam takes.
+        anchor: as of MTAdam.
+        norms: as of MTAdam.
+        second_moments: as of MTAdam.
+        **options: all else that MTAdam takes.
 
     Raises:
-        As MTAdam.
+        ValueError, TypeError, RuntimeError: as of MTAdam.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """The page, the tables and the pictures of one machine's records."""
 
+import re
 from pathlib import Path
 
 from bench.harness.records import CSV_NAME, JSON_NAME, BenchmarkRun, load, write_csv
@@ -42,9 +43,15 @@ def pictures_of(run: BenchmarkRun) -> dict:
     return PICTURES if our_records(run.records, "step") else {}
 
 
+def section_of(title: str, table: str) -> str:
+    """Return a table under its title, between the marks by which pages under docs include it."""
+    name = re.sub(r"\W+", "-", title.split(",")[0].lower())
+    return f"## {title}\n\n<!-- --8<-- [start:{name}] -->\n\n{table}\n\n<!-- --8<-- [end:{name}] -->"
+
+
 def page(run: BenchmarkRun) -> str:
     """Return the README of a machine's folder."""
-    tables = [f"## {title}\n\n{table}" for title, table in all_tables(run.records).items()]
+    tables = [section_of(title, table) for title, table in all_tables(run.records).items()]
     pictures = [f"![{title}]({name})" for name, (title, _) in pictures_of(run).items()]
     left_out = f"## Left out\n\n{list_left_out(run.left_out) or 'Nothing.'}"
     return "\n\n".join([f"# Records\n\n{describe_machine(run)}", LEGEND, *pictures, *tables, left_out]) + "\n"

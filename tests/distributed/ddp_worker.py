@@ -24,7 +24,7 @@ from mtadam_fused.distributed.communicator import Communicator
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.rules import FixedWeights, PCGrad
 from oracles.tolerances import same
-from tests.support.processes import Spy, error_of, run_readme_example, save_and_exit
+from tests.support.processes import Spy, error_of, run_page, save_and_exit
 
 all_reduce: Any = dist.all_reduce
 STEPS, ROWS = 4, 8
@@ -236,7 +236,7 @@ def main(folder: Path, rank: int, meeting: str) -> None:
         found[name] = train(CombinedAdam(model.parameters(), spy, lr=0.1, process_group=group), model)
         found[f"{name}: seen"] = spy.gram, spy.losses
 
-    found["README"] = run_readme_example(DistributedDataParallel)
+    found["page"] = run_page("guides/ddp.md")
     found["order"] = record_order_of_work(wrap_network())
     found["averages"] = average_gradients(rank)
     communicator.BUCKET_BYTES = 100

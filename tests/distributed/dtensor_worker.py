@@ -26,7 +26,7 @@ from mtadam_fused import CombinedAdam, MTAdam
 from mtadam_fused.optimizer import TermOptimizer
 from mtadam_fused.tables import param_table
 from tests.distributed.dtensor_checks import CHECKS, full_copy, run_check
-from tests.support.processes import Spy, error_of, run_readme_example, save_and_exit
+from tests.support.processes import Spy, error_of, run_page, save_and_exit
 
 PROCESSES, STEPS, ROWS = 4, 4, 16
 WEIGHTS = {"fit": 0.5, "size": 2.0, "hidden": 3.0}
@@ -286,7 +286,7 @@ def main(folder: Path, rank: int, meeting: str) -> None:
         found[f"resumed, {name}"] = resume(folder / name, OPTIONS[name])
     found["errors"] = collect_errors()
     found["checks"] = {name: run_check(name) for name in CHECKS}
-    found["README"] = list(map(full_copy, run_readme_example(fully_shard)))
+    found["page"] = list(map(full_copy, run_page("guides/fsdp2.md")))
     param_table.all_reduce_sum_ = lambda values, process_groups: values
     found["local norms"] = train_mtadam(shard_network(4), "cpu", "plain")
     found["rule, local products"] = train_combined(shard_network(4), drawn=0.0)

@@ -38,11 +38,11 @@ def test_two_processes_make_the_steps_of_one(way: str, found: list[dict[str, Any
     assert same(chain(*first), chain(*second))
 
 
-def test_readme_example(found: list[dict[str, Any]]) -> None:
+def test_code_of_the_page(found: list[dict[str, Any]]) -> None:
     torch.manual_seed(0)
     initial = list(nn.Linear(3, 3).state_dict().values())
-    assert same(found[0]["README"], found[1]["README"])
-    assert not same(found[0]["README"], initial)
+    assert same(found[0]["page"], found[1]["page"])
+    assert not same(found[0]["page"], initial)
 
 
 def test_averages_are_made_while_the_next_term_is_differentiated(found: list[dict[str, Any]]) -> None:

@@ -157,9 +157,9 @@ def test_other_terms_in_another_process_are_an_error(found: list[dict[str, Any]]
         assert of_process["errors"]["nothing has changed"] == "none{}"
 
 
-def test_readme_example(found: list[dict[str, Any]]) -> None:
+def test_code_of_the_page(found: list[dict[str, Any]]) -> None:
     torch.manual_seed(0)
     initial = list(nn.Linear(3, 3).state_dict().values())
     for of_process in found:
-        assert same(of_process["README"], found[0]["README"])
-        assert not same(of_process["README"], initial)
+        assert same(of_process["page"], found[0]["page"])
+        assert not same(of_process["page"], initial)

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtadam_fused import BalancedAdam
 from mtadam_fused.rules import Rule
-from tests.support.documentation import make_batch, python_blocks
+from tests.support.documentation import DOCS, make_batch, prepared_names, python_blocks, run_blocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,14 +49,15 @@ def error_of(call: Callable[[], Any]) -> str:
     return "none"
 
 
-def run_readme_example(wrapper: Any) -> list[Tensor]:
-    """Run README's example with ``wrapper`` on other data in each process; return the network's state."""
-    (example,) = (block for block in python_blocks() if f"{wrapper.__name__}(" in block)
+def run_page(name: str) -> list[Tensor]:
+    """Run the code of a page under docs on other data in each process; return the network's state."""
     torch.manual_seed(0)
-    network = nn.Linear(3, 3)
-    names = {"torch": torch, wrapper.__name__: wrapper, "BalancedAdam": BalancedAdam, "network": network}
-    loader = [make_batch(1.0 + dist.get_rank())] * 2
-    exec(example, names | {"loader": loader})
+    names = prepared_names()
+    network = names["model"]
+    names |= {"network": network, "loader": [make_batch(1.0 + dist.get_rank())] * 2}
+    blocks = python_blocks((DOCS / name).read_text())
+    assert any("optimizer.step()" in block for block in blocks)
+    run_blocks(blocks, names, name)
     return list(network.state_dict().values())
 
 
