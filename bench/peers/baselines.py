@@ -36,7 +36,7 @@ def make_adam_k_times(case: Case, device: Device, grads: Grads) -> Contender:
             optimizer.step()
 
     moved = case.terms * byte_model.adam_step(case.element) * count_elements(params)
-    return Contender("adam-k-times", run, params, bytes_moved=moved)
+    return Contender("adam-k-times", run, params, bytes_moved=moved, state=optimizer.state)
 
 
 def make_set(case: Case, device: Device, grads: Grads) -> Contender:

@@ -1,6 +1,6 @@
 """Make TorchJD with torch.optim.Adam, ready to step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,10 +16,11 @@ from bench.workloads.shapes import Case, Grads
 NO_TORCHJD = "TorchJD is not installed (pip install --no-deps torchjd)"
 
 
-def torchjd_step(params: Sequence[Tensor], spec: RuleSpec, *, layerwise: bool) -> Callable[[], None]:
-    """Return TorchJD's aggregation of the Jacobians in ``.jac``, and a step of fused Adam.
+def torchjd_step(optimizer: torch.optim.Adam, spec: RuleSpec, *, layerwise: bool) -> Callable[[], None]:
+    """Return TorchJD's aggregation of the Jacobians in ``.jac``, and a step of the optimizer.
 
     Args:
+        optimizer: of one parameter group.
         layerwise: without bringing the Jacobians of all parameters into one matrix first, which is TorchJD's default.
 
     Raises:
@@ -34,7 +35,7 @@ def torchjd_step(params: Sequence[Tensor], spec: RuleSpec, *, layerwise: bool) -
     if layerwise and not isinstance(aggregator, aggregation.GramianWeightedAggregator):
         raise LeftOutError(f"TorchJD's {spec.aggregator} needs the Jacobians in one matrix")
     options = {"optimize_gramian_computation": True} if layerwise else {}
-    optimizer = torch.optim.Adam(params, fused=True)
+    params: list[Tensor] = optimizer.param_groups[0]["params"]
 
     def run() -> None:
         jac_to_grad(params, aggregator, **options)
@@ -43,22 +44,31 @@ def torchjd_step(params: Sequence[Tensor], spec: RuleSpec, *, layerwise: bool) -
     return run
 
 
-def make_torchjd(name: str, case: Case, device: Device, grads: Grads) -> Contender:
+def make_torchjd(name: str, case: Case, device: Device, grads: Grads, *, frees: bool = False) -> Contender:
     """Make the same step by TorchJD and torch.optim.Adam. The Jacobians are ready.
 
     Held to the update where it is defined: PCGrad meets more than two terms in random orders, and TorchJD's search for
     MGDA's weights is exact for two terms only.
+
+    Args:
+        frees: leave the Jacobians to the step alone, which frees them: for its memory. Else they are kept, and the time
+            to free them is not the step's.
     """
     params = case.params(device.torch_device)
     spec = RULES[case.rule]
-    step = torchjd_step(params, spec, layerwise=name == "torchjd-layerwise")
-    jacobians = [torch.stack(of_param) for of_param in zip(*grads, strict=True)]
+    optimizer = torch.optim.Adam(params, fused=True)
+    step = torchjd_step(optimizer, spec, layerwise=name == "torchjd-layerwise")
+
+    def stack() -> Iterator[Tensor]:
+        return (torch.stack(of_param) for of_param in zip(*grads, strict=True))
+
+    kept = None if frees else list(stack())
 
     def prepare() -> None:
-        for p, jacobian in zip(params, jacobians, strict=True):
+        for p, jacobian in zip(params, kept or stack(), strict=True):
             p.grad = None
             p.jac = jacobian  # type: ignore[attr-defined]
 
     defined = case.terms == 2 or case.rule == "FixedWeights"
     oracle = weighted_adam(spec.weights(gram_matrix(grads)).tolist()) if defined else None
-    return Contender(name, step, params, prepare=prepare, oracle=oracle)
+    return Contender(name, step, params, prepare=prepare, state=optimizer.state, oracle=oracle)

@@ -93,7 +93,7 @@ def make_torchjd(params: list[Tensor], losses: Losses, device: Device) -> Conten
 
     Not held to an update: in which orders it meets the terms is random. The step alone is, with two terms.
     """
-    step = torchjd_step(params, RULES[TRAINED_RULE], layerwise=False)
+    step = torchjd_step(torch.optim.Adam(params, fused=True), RULES[TRAINED_RULE], layerwise=False)
     from torchjd.autojac import backward
 
     def run() -> None:
