@@ -54,7 +54,10 @@ bench: $(INSTALLED)
 bench-quick: $(INSTALLED)
 	$(BIN)/python -m pytest bench/speed $(BENCH_OPTIONS) --quick
 
+# All tables and pictures, from the records.
 bench-report: $(INSTALLED)
+	for strategy in mtadam all; do $(BIN)/python -m bench.demo --report --strategy $$strategy --out bench/results/demo; done
+	$(BIN)/python -m bench.quality --report --out bench/results/quality
 	$(BIN)/python -m bench.report
 
 # What the machine code of the GPU kernels allows: no GPU is needed, but nvcc when the package is installed.

@@ -272,5 +272,29 @@ class BuildNative(build_ext):
             path.unlink(missing_ok=True)
 
 
-# Its sources are the ninja file's. Optional, else an editable install looks for what could not be built.
-setup(ext_modules=[Extension("mtadam_fused._C", sources=[], optional=True)], cmdclass={"build_ext": BuildNative})
+def long_description() -> str:
+    """Return README.md for a package index, where relative links lead nowhere.
+
+    They lead to the repository if pyproject.toml names its URL (``Repository = "https://github.com/..."``), at the tag of
+    the version; else pictures are left out, and of links only their texts are left.
+    """
+    project = Path("pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    repository = re.search(r'^Repository = "(.+)"$', project, re.MULTILINE)
+
+    def absolute(link: re.Match[str]) -> str:
+        image, text, path = link.groups()
+        if not (repository and version):
+            return "" if image else text
+        return f"{image}[{text}]({repository[1]}/{'raw' if image else 'blob'}/v{version[1]}/{path})"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)]+)\)", absolute, Path("README.md").read_text())
+
+
+setup(
+    # Its sources are the ninja file's. Optional, else an editable install looks for what could not be built.
+    ext_modules=[Extension("mtadam_fused._C", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildNative},
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+)

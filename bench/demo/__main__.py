@@ -5,7 +5,8 @@ per class of digits, the first of weight 1 and the others of random weights up t
 worse ones, spread over six decades. Every method trains at every
 learning rate of one grid, and is judged on test images at the rate that is best on validation images: once after a
 quarter of the epochs, once after all, for bad weights can cost time, accuracy, or both. ``--strategy all`` does the
-same with every strategy of the package, and measures what they cost.
+same with every strategy of the package, and measures what they cost. ``--report`` makes tables and pictures anew from
+the numbers of an earlier run.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -33,7 +35,10 @@ from bench.demo.report import (
     as_text,
     choose,
     edge_warning,
+    in_short,
     methods_table,
+    read_choices,
+    read_costs,
     strategies_note,
     strategies_table,
     verdict,
@@ -42,7 +47,7 @@ from bench.demo.strategies import DECADES, MAKERS, METHODS, STRATEGIES, Strategy
 from bench.demo.training import Job, train
 from bench.workloads.digits import CHANNELS
 
-Results = dict[str, object]  # what goes into the JSON
+Results = dict[str, Any]  # what goes into the JSON
 
 SHOWN = Strategy("BalancedAdam", DECADES, MAKERS["BalancedAdam"])  # in the picture of the scales
 PROCESSES = min(8, os.cpu_count() or 1)  # more would cost memory, and save little
@@ -92,37 +97,48 @@ def describe_setting(settings: Settings) -> Results:
     }
 
 
-def compare_methods(settings: Settings, out: Path) -> tuple[str, Results]:
-    """Compare Adam with our optimizers: write table and pictures, return the text to print and the numbers in it."""
+def compare_methods(settings: Settings) -> Results:
+    """Train with Adam and with our optimizers; return the numbers."""
     runs = run_all(METHODS, settings)
     choices = choose_all(METHODS, runs, settings)
     last = choices[-len(METHODS) :]
     shown = next(c for c in last if c.strategy == SHOWN.name)
-    scales = runs[shown.strategy, shown.lr][0].scales
-    results = describe_setting(settings) | {
+    return describe_setting(settings) | {
         "choices": [asdict(c) for c in choices],
         "curves": {c.strategy: [run.test for run in runs[c.strategy, c.lr]] for c in last},
-        "scales": scales,
+        "scales": runs[shown.strategy, shown.lr][0].scales,
         "verdict": verdict(choices),
     }
+
+
+def report_methods(results: Results, out: Path) -> str:
+    """Write tables and pictures of what :func:`compare_methods` found; return the text to print."""
+    choices = read_choices(results)
     (out / "table.md").write_text(f"{as_markdown(methods_table(choices))}\n\n{NOTE}\n\n{verdict(choices)}\n")
-    draw_curves(runs, last, out / "curves.png")
-    draw_scales(scales, WEIGHTS[SHOWN.weights](0), out / "scales.png")
-    return f"{as_text(methods_table(choices))}\n{NOTE}\n\n{edge_warning(choices)}{verdict(choices)}", results
+    (out / "short.md").write_text(f"{in_short(choices, results['seconds'], results['cpu_seconds'])}\n")
+    draw_curves(results["curves"], choices[-len(METHODS) :], out / "curves.png")
+    draw_scales(results["scales"], results["weights"][SHOWN.weights][0], out / "scales.png")
+    return f"{as_text(methods_table(choices))}\n{NOTE}\n\n{edge_warning(choices)}{verdict(choices)}"
 
 
-def compare_strategies(settings: Settings, out: Path) -> tuple[str, Results]:
-    """Compare all strategies and their costs: write table and picture, return the text to print and the numbers."""
+def compare_strategies(settings: Settings) -> Results:
+    """Train with all strategies, and measure what they cost; return the numbers."""
     choices = choose_all(STRATEGIES, run_all(STRATEGIES, settings), settings)
     costs = measure_costs(load_images(), {c.strategy: c.lr for c in choices}, settings.rounds)
-    results = describe_setting(settings) | {
+    return describe_setting(settings) | {
         "choices": [asdict(c) for c in choices],
         "costs": {name: asdict(cost) for name, cost in costs.items()},
     }
-    cells, note = strategies_table(choices, costs), f"{strategies_note(choices)} {edge_warning(choices)}".strip()
+
+
+def report_strategies(results: Results, out: Path) -> str:
+    """Write table and picture of what :func:`compare_strategies` found; return the text to print."""
+    choices = read_choices(results)
+    cells = strategies_table(choices, read_costs(results))
+    note = f"{strategies_note(choices)} {edge_warning(choices)}".strip()
     (out / "strategies.md").write_text(f"{as_markdown(cells)}\n\n{note}\n")
     draw_strategies(choices, out / "strategies.png")
-    return f"{as_text(cells)}\n\n{note}", results
+    return f"{as_text(cells)}\n\n{note}"
 
 
 @dataclass(frozen=True)
@@ -130,13 +146,16 @@ class Experiment:
     """The experiment that ``--strategy`` chooses."""
 
     settings: Settings
-    run: Callable[[Settings, Path], tuple[str, Results]]
+    run: Callable[[Settings], Results]
+    report: Callable[[Results, Path], str]
     numbers: str  # file
 
 
 EXPERIMENTS = {
-    "mtadam": Experiment(Settings((3e-3, 1e-2, 3e-2, 1e-1)), compare_methods, "demo.json"),
-    "all": Experiment(Settings((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), seeds=3), compare_strategies, "strategies.json"),
+    "mtadam": Experiment(Settings((3e-3, 1e-2, 3e-2, 1e-1)), compare_methods, report_methods, "demo.json"),
+    "all": Experiment(
+        Settings((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), seeds=3), compare_strategies, report_strategies, "strategies.json"
+    ),
 }
 
 
@@ -148,7 +167,7 @@ def positive_int(text: str) -> int:
     return value
 
 
-def parse_options() -> tuple[Experiment, Settings, Path]:
+def parse_options() -> tuple[Experiment, Settings, argparse.Namespace]:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Adam and ours, or all strategies, on ten badly weighted terms.")
     parser.add_argument(
@@ -160,25 +179,32 @@ def parse_options() -> tuple[Experiment, Settings, Path]:
     )
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="output folder (build/demo)")
+    parser.add_argument("--report", action="store_true", help="do not train: take the numbers in the output folder")
     options = parser.parse_args()
     experiment = EXPERIMENTS[options.strategy]
     size = QUICK if options.quick else experiment.settings
     settings = replace(size, epochs=options.epochs or size.epochs, seeds=options.seeds or size.seeds)
-    return experiment, settings, options.out
+    return experiment, settings, options
 
 
 def main() -> None:
     """Run the experiment, print its table, and write table, numbers and pictures."""
-    experiment, settings, out = parse_options()
+    experiment, settings, options = parse_options()
+    numbers = options.out / experiment.numbers
+    if not options.report:
+        numbers.parent.mkdir(parents=True, exist_ok=True)
+        numbers.write_text(json.dumps(timed(experiment.run, settings), indent=1) + "\n")
+    results = json.loads(numbers.read_text())
+    data, seeds = results["data"], results["settings"]["seeds"]
+    print(f"{data['name']}, {data['shape'][0]} images, seeds: {seeds}, {results['seconds']:.0f} s\n")
+    print(f"{experiment.report(results, options.out)}\nWritten to {options.out}")
+
+
+def timed(run: Callable[[Settings], Results], settings: Settings) -> Results:
+    """Run the experiment on one thread; return its numbers and how long it took."""
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    text, results = experiment.run(settings, out)
-    seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": sum(os.times()[:4])}
-    (out / experiment.numbers).write_text(json.dumps(results | seconds, indent=1) + "\n")
-    images = load_images()
-    print(f"{images.name}, {len(images.labels)} images, seeds: {settings.seeds}, {seconds['seconds']:.0f} s\n")
-    print(f"{text}\nWritten to {out}")
+    return run(settings) | {"seconds": time.perf_counter() - start, "cpu_seconds": sum(os.times()[:4])}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Report the demo's runs: chosen learning rates, tables and verdict."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -48,6 +49,17 @@ def std(values: list[float]) -> float:
 def with_deviation(mean: str, deviation: float) -> str:
     """Return ``mean``, in percent, with the standard deviation between seeds where there is one."""
     return mean if math.isnan(deviation) else f"{mean} ± {100 * deviation:.1f}"
+
+
+def read_choices(results: dict[str, Any]) -> list[Choice]:
+    """Return the choices in an experiment's JSON."""
+    found = [Choice(**of) for of in results["choices"]]
+    return [replace(c, validation={float(lr): value for lr, value in c.validation.items()}) for c in found]
+
+
+def read_costs(results: dict[str, Any]) -> dict[str, Cost]:
+    """Return the costs in an experiment's JSON."""
+    return {name: Cost(**of) for name, of in results["costs"].items()}
 
 
 # -- tables and verdict ------------------------------------------------------------------------------------------------
@@ -125,6 +137,23 @@ def describe_rivals(own: Choice, others: list[Choice]) -> str:
     """Say how one strategy compares with others, paired by seed."""
     found = [f"{compare(own.test, c.test)} {c.strategy} ({difference(own.test, c.test)})" for c in others]
     return f"{own.strategy} {', '.join(found[:-1])} and {found[-1]}"
+
+
+def in_short(choices: list[Choice], seconds: float, cpu_seconds: float) -> str:
+    """Say in two sentences what came out on the worst weights, and how long all took, for README."""
+    epochs = choices[-1].epochs
+    last = {c.strategy: c for c in choices if c.epochs == epochs}
+
+    def accuracy(name: str) -> str:
+        test = last[name].test
+        return f"{with_deviation(f'{100 * np.mean(test):.1f}', std(test))} %"
+
+    adam, balanced = accuracy(f"Adam, {DECADES}"), accuracy(f"BalancedAdam, {DECADES}")
+    return (
+        f"After {epochs} epochs with weights spread over six decades, Adam classifies {adam} of the test images, and "
+        f"BalancedAdam {balanced}. Adam with the right weights classifies {accuracy(ADAM_BALANCED.name)}.\n"
+        f"The recorded run took {seconds:.0f} seconds, and {cpu_seconds:.0f} of processor time."
+    )
 
 
 def standard_error(ours: list[float], theirs: list[float]) -> float:

@@ -1,7 +1,8 @@
 """Train small problems with badly weighted loss terms, by each method, and compare the quality: see README.md.
 
 ``python -m bench.quality`` takes some 25 minutes on two processors. Every method trains every problem from five seeds
-at four learning rates, and is reported at one default rate and at its best one. No run is left out.
+at four learning rates, and is reported at one default rate and at its best one. No run is left out. ``--report`` makes
+tables and pictures anew from the numbers of an earlier run.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -19,16 +20,18 @@ from bench.demo.report import as_markdown
 from bench.quality.methods import BY_NAME
 from bench.quality.pictures import draw_runs
 from bench.quality.problems import PROBLEMS
-from bench.quality.report import note, table, verdict
+from bench.quality.report import note, summary, summary_note, table, verdict
 from bench.quality.study import QUICK, Outcome, Size, jobs_of, run_all
-from bench.quality.training import Result
+from bench.quality.training import Job, Result
 
 
 def write(results: Sequence[Result], names: Sequence[str], out: Path) -> str:
     """Write a table and a picture for each problem, and one page of all; return its text."""
     sections = []
-    for name in names:
-        outcome, file = Outcome(PROBLEMS[name], results), name.lower().replace(" ", "_")
+    outcomes = [Outcome(PROBLEMS[name], results) for name in names]
+    (out / "summary.md").write_text(f"{as_markdown(summary(outcomes))}\n\n{summary_note(outcomes)}\n")
+    for name, outcome in zip(names, outcomes, strict=True):
+        file = name.lower().replace(" ", "_")
         body = f"{as_markdown(table(outcome))}\n\n{note(outcome)}\n"
         (out / f"{file}.md").write_text(body)
         draw_runs(outcome, out / f"{file}.png")
@@ -54,6 +57,16 @@ def as_json(results: Sequence[Result], seconds: float) -> str:
     return f'{json.dumps(head)[:-1]}, "runs": [\n{lines}\n]}}\n'
 
 
+def read_results(path: Path) -> list[Result]:
+    """Return the runs that :func:`as_json` wrote."""
+    runs = json.loads(path.read_text())["runs"]
+    names = [f.name for f in fields(Job)]
+    return [
+        Result(Job(**{name: run[name] for name in names}), run["score"], run["validation"], run["diverged"])
+        for run in runs
+    ]
+
+
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Compare optimizers by the quality that they train small problems to.")
@@ -62,12 +75,17 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help=f"runs of each kind ({Size.seeds})")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("build/quality"), help="output folder (build/quality)")
+    parser.add_argument("--report", action="store_true", help="do not train: take the numbers in the output folder")
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the study, print its tables, and write them with numbers and pictures."""
     options = parse_options()
+    numbers = options.out / "quality.json"
+    if options.report:
+        print(write(read_results(numbers), options.problem, options.out))
+        return
     size = QUICK if options.quick else Size()
     size = replace(size, seeds=options.seeds or size.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +93,7 @@ def main() -> None:
     methods = [BY_NAME[name] for name in options.method]
     results = run_all(job for name in options.problem for job in jobs_of(PROBLEMS[name], methods, size))
     seconds = time.perf_counter() - start
-    (options.out / "quality.json").write_text(as_json(results, seconds))
+    numbers.write_text(as_json(results, seconds))
     print(f"{write(results, options.problem, options.out)}\n{seconds:.0f} s. Written to {options.out}")
 
 

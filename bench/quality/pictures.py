@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from bench.demo.pictures import COLORS, stretch_accuracies
+from bench.demo.pictures import stretch_accuracies
 from bench.quality.report import columns, rows
 from bench.quality.study import Outcome
+from bench.report.style import BLUE, VERMILLION, Look, apply_style, make_figure, save
+
+AT_DEFAULT, AT_BEST = Look(VERMILLION, "o"), Look(BLUE, "s")  # learning rate
+PANELS_A_ROW = 2
 
 
 def draw_runs(outcome: Outcome, path: Path) -> None:
@@ -15,36 +18,40 @@ def draw_runs(outcome: Outcome, path: Path) -> None:
     problem = outcome.problem
     names = [c for c in columns(problem) if any(c in cells for _, _, cells in rows(outcome))]
     panels = list(dict.fromkeys(weighting for weighting, _, _ in rows(outcome)))
-    figure = Figure(figsize=(2.5 + 3 * len(panels), 0.42 * len(names) + 1.5), layout="constrained")
-    all_axes = dict(
-        zip(panels, figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0], strict=True)
-    )
+    lines = -(-len(panels) // PANELS_A_ROW)
+    figure = make_figure(11, lines * (0.42 * len(names) + 0.6) + 1.1)
+    grid = figure.subplots(lines, PANELS_A_ROW, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    all_axes = dict(zip(panels, grid.flat, strict=False))
     lowest = 100.0
     for weighting, lr, cells in rows(outcome):
         axes, is_best = all_axes[weighting], lr is None
-        color, shift = (COLORS[2], 0.17) if is_best else (COLORS[1], -0.17)
+        look, shift = (AT_BEST, 0.17) if is_best else (AT_DEFAULT, -0.17)
         for name, cell in cells.items():
             scores = np.array(cell.scores) * (100 if problem.percent else 1)
             row = names.index(name) + shift
-            axes.plot(scores, np.full(len(scores), row), "o", color=color, alpha=0.5, markersize=5)
+            axes.plot(scores, np.full(len(scores), row), look.marker, color=look.color, alpha=0.5, markersize=6)
             middle = np.median(scores) if problem.spans_decades else scores.mean()
-            axes.plot([middle], [row], "|", color=color, markersize=13, markeredgewidth=2.2)
+            axes.plot([middle], [row], "|", color=look.color, markersize=14, markeredgewidth=2.4)
             lowest = min(lowest, scores.min())
-        axes.plot([], [], "o", color=color, label="best lr" if is_best else f"lr {lr:g}")
+        axes.plot([], [], look.marker, color=look.color, label="best lr" if is_best else f"lr {lr:g}")
     for weighting, axes in all_axes.items():
-        axes.set_title(f"weights: {weighting}", fontsize=11)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"weights: {weighting}")
+        apply_style(axes)
+        axes.tick_params(labelbottom=True)
+        axes.grid(axis="y", visible=False)
         if problem.percent:
             stretch_accuracies(axes, lowest, along="x")
-            axes.tick_params(axis="x", labelsize=8)
         elif problem.spans_decades:
             axes.set_xscale("log")
     first = all_axes[panels[0]]
-    first.set_yticks(range(len(names)), names, fontsize=11)
-    first.invert_yaxis()
+    first.set_yticks(range(len(names)), names)
+    first.set_ylim(len(names) - 0.5, -0.5)
+    scale = " (log scale)" if problem.spans_decades else " (stretched near 100)" if problem.percent else ""
+    better = "right" if problem.higher_is_better else "left"
     middle_word = "median" if problem.spans_decades else "mean"
-    figure.supxlabel(f"{problem.score}: a dot a seed, a bar their {middle_word}", fontsize=11)
-    figure.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=11, frameon=False)
-    figure.savefig(path, dpi=150)
+    text = f"{problem.score}{scale}, better to the {better}:\na dot a seed, a bar their {middle_word}"
+    figure.supxlabel(text, fontsize="medium")
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    save(figure, path)

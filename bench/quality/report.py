@@ -1,12 +1,12 @@
 """Report the study: a table and a verdict for each problem."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from bench.demo.report import compare, standard_error, std
-from bench.quality.methods import ADAM, ADAM_EQUAL, BALANCED, METHODS
+from bench.quality.methods import ADAM, ADAM_EQUAL, BALANCED, INITIAL, METHODS, PUBLISHED, Method
 from bench.quality.problem import EQUAL, Problem
 from bench.quality.study import BY_HAND, Cell, Outcome
 
@@ -69,6 +69,39 @@ def format_cell(cell: Cell | None, names_lr: bool) -> str:
 def with_deviation(mean: float, deviation: float, sign: str = "") -> str:
     """Format a mean and the standard deviation, where there is one."""
     return f"{mean:{sign}.1f}" if math.isnan(deviation) else f"{mean:{sign}.1f} ± {deviation:.1f}"
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Return header and a row for each problem: each method at the weights that are worst for it, at the best lr."""
+    names = [(ADAM_EQUAL, ""), (ADAM, ", bad weights"), (INITIAL, ""), (PUBLISHED, ""), (BALANCED, "")]
+    header = ["problem", "score", "Adam, good weights", *(method.name + how for method, how in names[1:])]
+    rows = [header]
+    for outcome in outcomes:
+        problem = outcome.problem
+        score = f"{problem.score}, {'more' if problem.higher_is_better else 'less'} is better"
+        good = [find(outcome, name, EQUAL.name, None) for name in (BY_HAND, ADAM_EQUAL.name)]
+        cells = [next(filter(None, good), None), *(worst(outcome, method) for method, _ in names[1:])]
+        rows.append([problem.name, score, *(format_cell(cell, names_lr=False) for cell in cells)])
+    return rows
+
+
+def worst(outcome: Outcome, method: Method) -> Cell | None:
+    """Return a method's cell, at the best lr, on the weights and in the order of terms that are worst for it."""
+    names = [f"{method.name}, {order}" for order in outcome.problem.orders] if method.sees_order else [method.name]
+    cells = [outcome.best(name, [w.name], None) for name in names for w in outcome.problem.weightings]
+    middle = np.median if outcome.problem.spans_decades else np.mean
+    return min(filter(None, cells), key=lambda cell: float(middle(cell.gains)), default=None)
+
+
+def summary_note(outcomes: Sequence[Outcome]) -> str:
+    """Explain the summary."""
+    seeds = len(outcomes[0].cells[0].scores)
+    return (
+        f"Seeds: {seeds}. Mean ± standard deviation, or median [range] where errors span decades. Each method but the "
+        "first is shown at the weights that are worst for it, of those tried, MTAdam also in the worst order of the "
+        "terms; all are at their best learning rate of four. Good weights are all 1, or for the PINNs the best that a "
+        "search by hand found."
+    )
 
 
 def note(outcome: Outcome) -> str:

@@ -9,6 +9,8 @@ from bench.report.tables import (
     format_number,
     format_ratio,
     kind_of,
+    markdown,
+    our_records,
     sort_records,
 )
 
@@ -96,6 +98,63 @@ def headlines(records: Iterable[Record]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def say_faster(ratio: float) -> str:
+    """Say in words how many times faster or slower something is."""
+    if 0.95 < ratio < 1.05:
+        return "as fast"
+    return f"{two_digits(ratio)} times faster" if ratio > 1 else f"{two_digits(1 / ratio)} times slower"
+
+
+# The rows of README: group, kind of optimizer and peer, what is compared, and the case to show first.
+SPEED_ROWS = (
+    ("step", "mtadam", "published", "`MTAdam` and the published loop", ("resnet50", 4)),
+    ("step", "mtadam", "compiled", "`MTAdam` and `torch.compile` of our reference", ("mnist", 4)),
+    ("step", "mtadam", "adam-k-times", "`MTAdam` and K steps of fused Adam", ("resnet50", 4)),
+    ("step", "balanced", "adam-on-sum", "`BalancedAdam` and one step of fused Adam", ("resnet50", 4)),
+    ("combine", "combined", "torchjd", "`CombinedAdam(PCGrad())` and TorchJD with Adam", ("resnet50", 4)),
+)
+SPEED_RULES = ("", "PCGrad")
+
+
+def speed_table(records: Sequence[Record]) -> str:
+    """Say how fast our steps are beside five peers: in one case, at worst and at best. Empty without records."""
+    rows = []
+    for group, kind, peer, what, first in SPEED_ROWS:
+        found = fastest_backends(our_records(records, group, kind))
+        measured = sorted(
+            (r for r in found if peer in r.faster_than and r.rule in SPEED_RULES and r.dtype == "float32"),
+            key=lambda r: r.faster_than[peer].median,
+        )
+        if measured:
+            shown = next((r for r in measured if (r.workload, r.terms) == first), measured[-1])
+            cases = {"ours is": shown, "at worst": measured[0], "at best": measured[-1]}
+            rows.append({"step of": what} | {column: say_case(r, peer) for column, r in cases.items()})
+    return markdown(rows) if rows else ""
+
+
+def say_case(record: Record, peer: str) -> str:
+    """Say how fast a record of ours is beside a peer, and in which case."""
+    return f"{say_faster(record.faster_than[peer].median)} ({record.workload}, K = {record.terms})"
+
+
+# Whole training steps: group, peer, and what is compared.
+TRAINING = (
+    ("train", "adam-on-sum", "`MTAdam` beside Adam on the sum of the losses"),
+    ("train-combine", "torchjd", "`CombinedAdam(PCGrad())` beside TorchJD with Adam"),
+)
+
+
+def training_sentences(records: Sequence[Record]) -> str:
+    """Say what whole training steps cost beside a peer's, for README. Empty without records."""
+    sentences = []
+    for group, peer, what in TRAINING:
+        measured = [r for r in our_records(records, group) if peer in r.faster_than]
+        measured.sort(key=lambda r: r.faster_than[peer].median)
+        if measured:
+            sentences.append(f"{what}: {say_case(measured[0], peer)} to {say_case(measured[-1], peer)}.")
+    return " ".join(["Whole training steps, with their K backward passes:", *sentences]) if sentences else ""
 
 
 def gan_sentences(records: Sequence[Record]) -> str:

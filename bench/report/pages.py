@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from bench.harness.records import CSV_NAME, JSON_NAME, BenchmarkRun, load, write_csv
-from bench.report.headlines import gan_sentences
+from bench.report.headlines import gan_sentences, speed_table, training_sentences
 from bench.report.plots import PICTURES
 from bench.report.tables import all_tables, list_left_out, our_records, short_tables
 
@@ -63,6 +63,9 @@ def write(folder: Path) -> None:
     write_csv(run, folder / CSV_NAME)
     (folder / "README.md").write_text(page(run))
     (folder / "table.md").write_text(f"{short_tables(run.records)}\n\n{describe_machine(run)}\n")
+    if speed := speed_table(run.records):
+        text = "\n\n".join(filter(None, [speed, training_sentences(run.records), describe_machine(run)]))
+        (folder / "speed.md").write_text(f"{text}\n")
     if sentences := gan_sentences(run.records):
         (folder / "gan.md").write_text(f"{sentences}\n")
     for name, (_, draw) in pictures_of(run).items():

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from bench.harness.records import Record
@@ -78,6 +79,12 @@ def draw_lines(axes: Axes, records: Iterable[Record], value: Callable[[Record], 
     apply_style(axes)
 
 
+def add_legend(figure: Figure) -> None:
+    """Explain all lines below the panels, each once."""
+    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=3)
+
+
 def draw_hero(records: Sequence[Record], path: Path) -> None:
     """Draw time and memory of a step against K, of ours and of all peers that were measured on one workload.
 
@@ -98,8 +105,7 @@ def draw_hero(records: Sequence[Record], path: Path) -> None:
     size = format_millions(mine[0].parameters)
     figure.suptitle(f"One step on ResNet-50 ({size} parameters), float32", fontsize="large")
     of_memory.set_ylabel("bytes per parameter (log scale)\n" + ARROWS.format("less", "more"))
-    lines = {line.get_label(): line for axes in (of_time, of_memory) for line in axes.lines}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
+    add_legend(figure)
     save(figure, path)
 
 
@@ -189,8 +195,7 @@ def draw_times(records: Sequence[Record], path: Path) -> None:
         draw_lines(axes, without_slower_backends(of_workload), lambda r: 1e3 * r.seconds.median)
         axes.set_title(f"{workload}, {format_millions(of_workload[0].parameters)} parameters")
     figure.axes[0].set_ylabel("ms of a step (log scale)\n" + ARROWS.format("faster", "slower"))
-    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
+    add_legend(figure)
     save(figure, path)
 
 
