@@ -275,8 +275,8 @@ class BuildNative(build_ext):
 def long_description() -> str:
     """Return README.md for a package index, where relative links lead nowhere.
 
-    They lead to the repository if pyproject.toml names its URL (``Repository = "https://github.com/..."``), at the tag of
-    the version; else pictures are left out, and of links only their texts are left.
+    Where pyproject.toml names the repository on GitHub (``Repository = "https://..."``), they lead there, to the tag of
+    the version. Else pictures are left out, and of links only their texts are left.
     """
     project = Path("pyproject.toml").read_text()
     version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)

@@ -23,6 +23,7 @@ from bench.harness.measure import QUICK, Failure, Times
 from bench.harness.records import Record, load, make_records
 from bench.harness.suite import Outcome, Suite
 from bench.report.pages import describe_machine, write
+from bench.report.plots import PICTURES
 from bench.report.tables import all_tables, short_tables
 
 ROOT = Path(__file__).parents[2]
@@ -84,9 +85,10 @@ def test_report(folder: Path) -> None:
     table = (folder / "table.md").read_text()
     assert "| srresnet (1.55 M) | 2 |" in table
     assert "| mnist (1.2 M) | PCGrad | 2 |" in table
+    assert "times faster" in (folder / "speed.md").read_text()
     page = (folder / "README.md").read_text()
     assert "mtadam-cuda-graph: backend 'cuda' cannot be used" in page
-    for picture in ("bandwidth.png", "peers.png", "times.png"):
+    for picture in PICTURES:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
         assert f"]({picture})" in page
 

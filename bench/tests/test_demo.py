@@ -46,6 +46,11 @@ def test_quick_demo(tmp_path: Path) -> None:
         assert method in printed
         assert method in (tmp_path / "table.md").read_text()
     assert json.loads((tmp_path / "demo.json").read_text())["verdict"] in printed
+    assert " seconds" in (tmp_path / "short.md").read_text()
+    written = (tmp_path / "table.md").read_text()
+    (tmp_path / "table.md").unlink()
+    assert run_demo(tmp_path, "--report") == printed
+    assert (tmp_path / "table.md").read_text() == written
     assert is_picture(tmp_path / "curves.png")
     assert is_picture(tmp_path / "scales.png")
 
@@ -64,6 +69,7 @@ def test_quick_demo_of_all_strategies(tmp_path: Path) -> None:
         assert memory == per_term.get(strategy.method, (1, 8, 4))
         assert cost["time"] > 0
     assert results["costs"]["Adam, U(0, 1000)"]["time"] == 1
+    assert run_demo(tmp_path, "--strategy", "all", "--report") == printed
     assert is_picture(tmp_path / "strategies.png")
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from bench.quality.jets import jet_at, make_network, propagate
 from bench.quality.methods import BY_NAME
 from bench.quality.problem import Problem, Training
 from bench.quality.problems import PROBLEMS
-from bench.quality.report import columns, table, verdict
+from bench.quality.report import columns, summary, table, verdict
 from bench.quality.study import QUICK, Outcome, jobs_of
 from bench.quality.training import Job, Result, judge, train
 
@@ -36,6 +37,13 @@ def test_quick_study(tmp_path: Path) -> None:
         assert all(column in text for column in columns(PROBLEMS[name]))
         assert (tmp_path / f"{file}.png").read_bytes().startswith(b"\x89PNG")
         assert {r["method"] for r in runs if r["problem"] == name} == set(BY_NAME)
+    page, summary = (tmp_path / "README.md").read_text(), (tmp_path / "summary.md").read_text()
+    assert all(f"| {name} | " in summary for name in PROBLEMS)
+    for path in tmp_path.glob("*.md"):
+        path.unlink()
+    report = subprocess.run([*command, "--report"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert page in report.stdout
+    assert ((tmp_path / "README.md").read_text(), (tmp_path / "summary.md").read_text()) == (page, summary)
 
 
 def test_filters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +142,14 @@ def test_the_learning_rate_is_chosen_on_validation_data_and_divergence_is_said()
     first, last = verdict(outcome)
     assert "falls short of Adam, weights 1 (-0.1 ± 0.0); is within one standard deviation" in first
     assert "cannot be told from Adam, weights 1 (-1.8 ± 2.3); is not within one standard deviation" in last
+
+
+def test_the_summary_shows_the_worst_weights() -> None:
+    problem = replace(made_up_problem(), weightings=PROBLEMS["VAE"].weightings)
+    results = make_results("Adam", "all 1", {1e-3: [1.0, 1.0]}) + make_results("Adam", "KL 100", {1e-3: [3.0, 3.0]})
+    results += make_results("Adam", "KL 0.01", {1e-3: [2.0, 2.0]})
+    header, row = summary([Outcome(problem, results)])
+    assert row[header.index("Adam, bad weights")] == "3.0 ± 0.0"
 
 
 def test_a_run_that_diverged_has_the_worst_score() -> None:

@@ -17,7 +17,15 @@ from bench.harness.measure import Times
 from bench.harness.other_load import OtherLoad, busy_seconds, cpu_count, warn_after, warn_before
 from bench.harness.progress import Progress
 from bench.harness.records import Record, make_records
-from bench.report.headlines import LINES, gan_sentences, headlines, say_ratio
+from bench.report.headlines import (
+    LINES,
+    gan_sentences,
+    headlines,
+    say_faster,
+    say_ratio,
+    speed_table,
+    training_sentences,
+)
 from bench.report.tables import all_tables, limit_rows
 
 
@@ -43,6 +51,37 @@ def make(group: str, workload: str, terms: int, seconds: dict[str, float], rule:
 )
 def test_ratios_in_words(ratio: float, said: str) -> None:
     assert say_ratio(ratio, "it") == said
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [(1.404, "1.4 times faster"), (0.142, "7.0 times slower"), (0.04, "25 times slower"), (1.02, "as fast")],
+)
+def test_speed_in_words(ratio: float, said: str) -> None:
+    assert say_faster(ratio) == said
+
+
+def test_speed_table_shows_one_case_the_worst_and_the_best() -> None:
+    records = [
+        *make("step", "resnet50", 4, {"mtadam-cpu": 1.0, "balanced-cpu": 2.0, "adam-k-times": 1.5, "adam-on-sum": 1.0}),
+        *make("step", "mnist", 2, {"mtadam-cpu": 4.0, "adam-k-times": 2.0}),
+        *make("step", "mnist", 10, {"mtadam-cpu": 1.0, "mtadam-reference": 9.0, "adam-k-times": 8.0}),
+        *make("combine", "resnet50", 4, {"combined-cpu": 1.0, "torchjd": 9.0}, rule="MGDA"),
+    ]
+    times, one = speed_table(records).splitlines()[2:]
+    assert times.endswith(
+        "| 1.5 times faster (resnet50, K = 4) | 2.0 times slower (mnist, K = 2) | 8.0 times faster (mnist, K = 10) |"
+    )
+    assert one.count("2.0 times slower (resnet50, K = 4)") == 3
+    assert speed_table([]) == ""
+
+
+def test_training_steps_in_words() -> None:
+    records = make("train", "digits", 10, {"mtadam": 3.0, "adam-on-sum": 1.0})
+    records += make("train", "diabetes", 2, {"mtadam": 3.0, "adam-on-sum": 2.0})
+    ours = "3.0 times slower (digits, K = 10) to 1.5 times slower (diabetes, K = 2)."
+    assert training_sentences(records).endswith(ours)
+    assert training_sentences([]) == ""
 
 
 def test_a_line_compares_with_the_peer_that_tells_most() -> None:

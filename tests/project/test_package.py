@@ -42,6 +42,27 @@ def unpacked(sdist: tuple[Path, str], tmp_path: Path) -> Path:
     return sources
 
 
+RELATIVE = re.compile(r"\]\((?![a-z]+:|#)")
+
+
+def test_the_description_has_no_relative_links(unpacked: Path) -> None:
+    assert len(RELATIVE.findall((ROOT / "README.md").read_text())) > 10
+    described = (unpacked / "PKG-INFO").read_text()
+    assert "# mtadam_fused" in described
+    assert not RELATIVE.search(described)
+    assert "![" not in described  # no URL to show them from
+    project = (unpacked / "pyproject.toml").read_text()
+    named = project.replace("[project.urls]", '[project.urls]\nRepository = "https://example.org/some"')
+    (unpacked / "pyproject.toml").write_text(named)
+    command = [sys.executable, "setup.py", "--long-description"]
+    described = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, check=True).stdout
+    assert not RELATIVE.search(described)
+    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)
+    assert version is not None
+    for path in ("raw/v{}/bench/results/cpu-amd/hero.png", "blob/v{}/docs/limits.md"):
+        assert f"](https://example.org/some/{path.format(version[1])})" in described
+
+
 def run_from(wheel: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run code with only the wheel's package on the path, besides what is installed."""
     with zipfile.ZipFile(wheel) as archive:

@@ -4,41 +4,43 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 import mtadam_fused
 from mtadam_fused import rules, weighting
-from tests.support.documentation import README, make_batch, python_blocks
+from tests.support.documentation import README, make_batch
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_python_blocks_run() -> None:
-    in_processes = ("no_sync", "fully_shard")  # in the blocks that test_ddp.py and test_dtensor.py run
-    blocks = [block for block in python_blocks() if not any(word in block for word in in_processes)]
-    assert len(blocks) == 9
-    model = nn.Linear(3, 3)
-    before = model.weight.detach().clone()
-    names: dict = {"torch": torch, "model": model, "loader": [make_batch()]}
-    names |= {"scaler": torch.amp.GradScaler("cpu"), "last_layer": model}
-    exec(blocks[0], names)
-    assert not torch.equal(model.weight, before)
-    exec(blocks[1], names)
-    exec(blocks[2], names | losses_of(model))
-    exec(blocks[3], names | losses_of(model))
-    assert set(names["optimizer"].term_scales()) == {"depth", "normals"}
-    for block in blocks[4:]:
+def test_the_diff_is_of_two_programs_that_run() -> None:
+    (diff,) = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    removed, added = (re.sub(rf"^[{sign}].*\n|^[{other} ]", "", diff, flags=re.M) for sign, other in ("+-", "-+"))
+    assert len(re.findall(r"^\+ *\S", diff, re.M)) == 3
+    for program, kind in ((removed, torch.optim.Adam), (added, mtadam_fused.BalancedAdam)):
+        model = nn.Linear(3, 3)
         before = model.weight.detach().clone()
-        names |= losses_of(model)
-        exec(block, names)
+        names = {"torch": torch, "model": model, "loader": [make_batch()]}
+        exec(program, names)
+        assert type(names["optimizer"]) is kind
         assert not torch.equal(model.weight, before)
-    assert not names["weighting"].p.eq(1).any()
 
 
-def losses_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    out = model(torch.randn(5, 3))
-    return {"depth_loss": out.square().mean(), "normals_loss": out.abs().mean()}
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize(
+    ("word", "definition"), [("term", "*term*"), ("K", "**K**"), ("anchor", "*anchor*"), ("reaches", "*reaches*")]
+)
+def test_words_are_defined_where_they_are_first_used(word: str, definition: str) -> None:
+    text = re.sub(r"!\[.*?\]|`.*?`", "", README)
+    first = re.search(rf"\b{word}\b", text)
+    assert first is not None
+    assert text[: first.end()].endswith(definition.rstrip("*"))
+    assert text[first.end() :].startswith("*")
 
 
 def test_docstring_example_is_readmes() -> None:
@@ -50,6 +52,14 @@ def test_docstring_example_is_readmes() -> None:
 def test_pictures_and_files_exist() -> None:
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_versions_are_the_same() -> None:
+    version = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert len(version) == 1
+    assert re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE) == version
+    assert re.findall(r"^  version = {(.+)},$", README, re.MULTILINE) == version
+    assert re.findall(r"^## \[(\d.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[:1] == version
 
 
 def test_public_names_have_docstrings() -> None:
