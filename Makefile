@@ -58,6 +58,7 @@ bench-quick: $(INSTALLED)
 bench-report: $(INSTALLED)
 	for strategy in mtadam all; do $(BIN)/python -m bench.demo --report --strategy $$strategy --out bench/results/demo; done
 	$(BIN)/python -m bench.quality --report --out bench/results/quality
+	$(BIN)/python -m bench.install --report --out bench/results/install
 	$(BIN)/python -m bench.report
 
 # What the machine code of the GPU kernels allows: no GPU is needed, but nvcc when the package is installed.

@@ -130,7 +130,8 @@ def speed_table(records: Sequence[Record]) -> str:
         if measured:
             shown = next((r for r in measured if (r.workload, r.terms) == first), measured[-1])
             cases = {"ours is": shown, "at worst": measured[0], "at best": measured[-1]}
-            rows.append({"step of": what} | {column: say_case(r, peer) for column, r in cases.items()})
+            cells = {column: say_case(r, peer) for column, r in cases.items()}
+            rows.append({"a step of ours, and of a peer": what} | cells)
     return markdown(rows) if rows else ""
 
 
@@ -139,22 +140,22 @@ def say_case(record: Record, peer: str) -> str:
     return f"{say_faster(record.faster_than[peer].median)} ({record.workload}, K = {record.terms})"
 
 
-# Whole training steps: group, peer, and what is compared.
+# Whole training steps: group and peer, whose of ours, and whose of the peer's.
 TRAINING = (
-    ("train", "adam-on-sum", "`MTAdam` beside Adam on the sum of the losses"),
-    ("train-combine", "torchjd", "`CombinedAdam(PCGrad())` beside TorchJD with Adam"),
+    ("train", "adam-on-sum", "`MTAdam`'s", "Adam's on the sum of the losses"),
+    ("train-combine", "torchjd", "`CombinedAdam(PCGrad())`'s", "TorchJD's with Adam"),
 )
 
 
 def training_sentences(records: Sequence[Record]) -> str:
     """Say what whole training steps cost beside a peer's, for README. Empty without records."""
-    sentences = []
-    for group, peer, what in TRAINING:
+    parts = []
+    for group, peer, ours, theirs in TRAINING:
         measured = [r for r in our_records(records, group) if peer in r.faster_than]
         measured.sort(key=lambda r: r.faster_than[peer].median)
         if measured:
-            sentences.append(f"{what}: {say_case(measured[0], peer)} to {say_case(measured[-1], peer)}.")
-    return " ".join(["Whole training steps, with their K backward passes:", *sentences]) if sentences else ""
+            parts.append(f"{ours} are {say_case(measured[0], peer)} to {say_case(measured[-1], peer)} than {theirs}")
+    return f"Of whole training steps, with their K backward passes, {', '.join(parts)}." if parts else ""
 
 
 def gan_sentences(records: Sequence[Record]) -> str:

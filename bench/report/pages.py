@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.harness.records import CSV_NAME, JSON_NAME, BenchmarkRun, load, write_csv
 from bench.report.headlines import gan_sentences, speed_table, training_sentences
-from bench.report.plots import PICTURES
+from bench.report.plots import HERO, PICTURES
 from bench.report.tables import all_tables, list_left_out, our_records, short_tables
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -40,7 +40,8 @@ def describe_load(run: BenchmarkRun) -> list[str]:
 
 def pictures_of(run: BenchmarkRun) -> dict:
     """Return the pictures that the run has records for."""
-    return PICTURES if our_records(run.records, "step") else {}
+    steps = {record.workload for record in our_records(run.records, "step")}
+    return {name: picture for name, picture in PICTURES.items() if steps and (HERO in steps or name != "hero.png")}
 
 
 def section_of(title: str, table: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.harness.devices import cpu_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = (
     "csrc",
     "mtadam_fused",

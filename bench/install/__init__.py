@@ -1,0 +1,1 @@
+"""Time pip install and a first run."""
