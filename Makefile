@@ -56,7 +56,7 @@ bench-quick: $(INSTALLED)
 
 # All tables and pictures, from the records.
 bench-report: $(INSTALLED)
-	for strategy in mtadam all; do $(BIN)/python -m bench.demo --report --strategy $$strategy --out bench/results/demo; done
+	for strategy in mtadam all; do $(BIN)/python -m bench.demo --report --strategy $$strategy --out bench/results/demo || exit; done
 	$(BIN)/python -m bench.quality --report --out bench/results/quality
 	$(BIN)/python -m bench.install --report --out bench/results/install
 	$(BIN)/python -m bench.report
