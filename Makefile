@@ -2,20 +2,24 @@
 PYTHON ?= python3
 # `make demo STRATEGY=all` compares all strategies of the package.
 STRATEGY ?= mtadam
-VENV := .venv
+# `make test TORCH=2.6.0` and `make test TORCH=newest` run the tests with another torch than the pinned one.
+TORCH ?=
+VENV := .venv$(TORCH:%=-torch-%)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+TORCH_REQUIREMENT := $(if $(TORCH),torch$(patsubst %,==%,$(filter-out newest,$(TORCH))),--group torch)
 # pytest-benchmark's own tables and pytest's dots would hide what the benchmarks show.
 BENCH_OPTIONS := --show-capture=no --benchmark-quiet --disable-warnings -o console_output_style=classic
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
 .PHONY: test test-fast lint docs demo demo-record quality quality-record bench bench-quick bench-report machine-code \
-  machine-code-record clean
+  machine-code-record sdist wheel clean
 
 # A process per processor, each with one thread. The tests of a file stay together because they share what they build.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test: lint
+# What mypy finds depends on torch's types, so it checks with the pinned torch alone.
+test: $(if $(TORCH),$(INSTALLED),lint)
 	$(PYTEST)
 
 # For daily work: without what compiles for long.
@@ -68,13 +72,23 @@ machine-code: $(INSTALLED)
 machine-code-record: $(INSTALLED)
 	$(BIN)/python -m bench.machine_code --out bench/results/machine_code.md
 
+sdist: $(INSTALLED)
+	$(BIN)/pyproject-build --sdist --no-isolation --outdir dist
+
+# For every GPU that wheels are built for, and for each Linux whose glibc and libstdc++ are as new as this machine's.
+# First remove what setuptools keeps of earlier builds: it would package modules that are no longer in the sources.
+wheel: $(INSTALLED)
+	rm -rf build/lib* build/bdist* build/wheel
+	MTADAM_FUSED_CUDA_ARCHITECTURES=usual $(BIN)/pyproject-build --wheel --no-isolation --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info mtadam_fused/*.so mtadam_fused/_build.json
+	rm -rf .venv .venv-* build dist *.egg-info mtadam_fused/*.so mtadam_fused/_build.json
 
 # Editable, so that the tests see the sources; rebuilt when what is compiled has changed.
 $(INSTALLED): $(BIN)/pip $(SOURCES)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --group dev --group frameworks --group docs
+	$(BIN)/pip install --quiet --group dev --group frameworks --group docs $(TORCH_REQUIREMENT)
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 

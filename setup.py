@@ -1,7 +1,8 @@
 """Build the native module where a C++ compiler is found; without one the package installs and runs in pure PyTorch.
 
 CUDA kernels are built too where nvcc is found: in CUDA_HOME, else on PATH. MTADAM_FUSED_CUDA_ARCHITECTURES (such as
-"80;90") says for which GPUs; by default for those of this machine, or for the usual ones where it has none.
+"80;90") says for which GPUs; by default for those of this machine, or for the usual ones where it has none. "usual"
+takes those in any case, as wheels need it.
 
 Ninja runs the compilers, at most MAX_JOBS at a time. What they built stays in build/native-*, so that the next build
 compiles only what has changed. `python -m mtadam_fused` shows what was built: beside the module, or in its place, lies
@@ -74,7 +75,10 @@ def find_nvcc() -> str | None:
 
 def architectures() -> list[str]:
     """Return the compute capabilities to compile for, such as "90", ascending."""
-    if wanted := os.environ.get("MTADAM_FUSED_CUDA_ARCHITECTURES"):
+    wanted = os.environ.get("MTADAM_FUSED_CUDA_ARCHITECTURES")
+    if wanted == "usual":
+        return USUAL_ARCHITECTURES
+    if wanted:
         return sorted(wanted.replace(",", ";").split(";"), key=int)
     try:
         query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
