@@ -77,7 +77,7 @@ struct Moments {
 template <int V, class P, class G, class S, class C>
 __device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& args, int64_t r, int64_t i,
                                               const RowScalars<C>& row) {
-  State<C, V> state;
+  State<C, P, V> state;
   Pack<C, V> combined = {}, largest = {};
   for (int64_t first = 0; first < args.terms; first += kTermsPerUpdateTile) {
     const Tile<G, kTermsPerUpdateTile, Read::kLast> tile(args, r, first);
@@ -89,22 +89,21 @@ __device__ inline void mtadam_update_elements(Elements<V, P, G>, const S& args, 
       g[k] = tile.template read<V>(k, i);
       exp_avg_sq[k] = load_pack<C, V>(at.exp_avg_sq[k] ? at.exp_avg_sq[k] : reinterpret_cast<const C*>(kZeros));
     }
-    if (first == 0) state = State<C, V>::template read<P>(args, r, i);  // else the first terms' loads would wait for it
+    if (first == 0) state = State<C, P, V>::read(args, r, i);  // else the first terms' loads would wait for it
 #pragma unroll
     for (int k = 0; k < kTermsPerUpdateTile; ++k) {
       if (!at.exp_avg_sq[k]) continue;
       if (tile.grad[k]) {  // an absent term keeps its moments, and still bounds the step
         const C scale = args.scale[r * args.terms + first + k] * row.factors.unscale;
-        const auto grad = convert<C>(g[k]);
+        const auto grad = convert<C>(g[k]), param = state.param();
 #pragma unroll
-        for (int j = 0; j < V; ++j)
-          add_term(grad.at[j], scale, state.param.at[j], row, exp_avg_sq[k].at[j], combined.at[j]);
+        for (int j = 0; j < V; ++j) add_term(grad.at[j], scale, param.at[j], row, exp_avg_sq[k].at[j], combined.at[j]);
         store_pack(at.exp_avg_sq[k], exp_avg_sq[k]);
       }
       max_into(largest, bound_of(args, (first + k) * args.rows + r, i, exp_avg_sq[k]));
     }
   }
-  advance<P>(args, state, row, combined, combined, largest);
+  advance(args, state, row, combined, combined, largest);
 }
 
 // Stage 3 with a second moment per term.
@@ -121,7 +120,7 @@ constexpr int kTermsPerSumTile = 4;
 template <int V, class P, class G, class S, class C>
 __device__ inline void combined_adam_elements(Elements<V, P, G>, const S& args, int64_t r, int64_t i,
                                               const RowScalars<C>& row) {
-  const auto state = State<C, V>::template read<P>(args, r, i);
+  const auto state = State<C, P, V>::read(args, r, i);
   C* const exp_avg_sq_at = element<C>(args.exp_avg_sq[state.r], state.i);
   Pack<C, V> exp_avg_sq = load_pack<C, V>(exp_avg_sq_at), combined = {}, gradient;
   const C* const weights = args.scale + state.r * args.terms;
@@ -137,13 +136,14 @@ __device__ inline void combined_adam_elements(Elements<V, P, G>, const S& args, 
       for (int j = 0; j < V; ++j) combined.at[j] = add_weighted(combined.at[j], g[k].at[j], weight);
     }
   }
+  const auto param = state.param();
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    gradient.at[j] = balanced_gradient(combined.at[j], row.grad_sign, state.param.at[j], row.l2_decay);
+    gradient.at[j] = balanced_gradient(combined.at[j], row.grad_sign, param.at[j], row.l2_decay);
     exp_avg_sq.at[j] = second_moment(exp_avg_sq.at[j], gradient.at[j], row.beta2, row.one_minus_beta2);
   }
   store_pack(exp_avg_sq_at, exp_avg_sq);
-  advance<P>(args, state, row, gradient, combined, bound_of(args, state.r, state.i, exp_avg_sq));
+  advance(args, state, row, gradient, combined, bound_of(args, state.r, state.i, exp_avg_sq));
 }
 
 // Stage 3 with one second moment, and Adam's step on the weighted sum.

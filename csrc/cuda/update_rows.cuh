@@ -23,17 +23,20 @@ __device__ inline void begin_row(const S& args, int64_t r) {
 template <int V, class P, class G>
 struct Elements {};
 
-// V elements of row r, from element i on: the parameter and its first moment.
-template <class C, int V>
+// V elements of row r, from element i on: the parameter and its first moment. As stored, because a conversion would
+// wait for the load.
+template <class C, class P, int V>
 struct State {
   int64_t r, i;
-  Pack<C, V> param, exp_avg;
+  Pack<P, V> stored;
+  Pack<C, V> exp_avg;
 
-  template <class P, class S>
+  template <class S>
   static __device__ State read(const S& args, int64_t r, int64_t i) {
-    return {r, i, load_pack<C, V>(element<const P>(args.row[r].param, i)),
+    return {r, i, Pack<P, V>::template read<Read::kLast>(element<const P>(args.row[r].param, i)),
             load_pack<C, V>(element<const C>(args.row[r].exp_avg, i))};
   }
+  __device__ Pack<C, V> param() const { return convert<C>(stored); }
 };
 
 // If a term reaches the row, calls update(Elements<V, P, G>(), i, row) for every V elements, from element i on.
@@ -66,17 +69,17 @@ __device__ inline Pack<C, V> bound_of(const S& args, int64_t pair, int64_t i, Pa
 }
 
 // Ends both updates: first moment, parameter, and the combined gradient where it is wanted.
-template <class P, class S, class C, int V>
-__device__ inline void advance(const S& args, State<C, V> state, const RowScalars<C>& row, const Pack<C, V>& gradient,
-                               const Pack<C, V>& combined, const Pack<C, V>& largest) {
+template <class S, class C, class P, int V>
+__device__ inline void advance(const S& args, const State<C, P, V>& state, const RowScalars<C>& row,
+                               const Pack<C, V>& gradient, const Pack<C, V>& combined, const Pack<C, V>& largest) {
+  Pack<C, V> exp_avg, param = state.param();
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    C& exp_avg = state.exp_avg.at[j];
-    exp_avg = first_moment(exp_avg, gradient.at[j], row.beta1, row.one_minus_beta1);
-    state.param.at[j] = updated_param(state.param.at[j], exp_avg, largest.at[j], row.factors);
+    exp_avg.at[j] = first_moment(state.exp_avg.at[j], gradient.at[j], row.beta1, row.one_minus_beta1);
+    param.at[j] = updated_param(param.at[j], exp_avg.at[j], largest.at[j], row.factors);
   }
-  store_pack(element<C>(args.row[state.r].exp_avg, state.i), state.exp_avg);
-  store_pack(element<P>(args.row[state.r].param, state.i), state.param);
+  store_pack(element<C>(args.row[state.r].exp_avg, state.i), exp_avg);
+  store_pack(element<P>(args.row[state.r].param, state.i), param);
   if (args.combined_of(state.r)) store_pack(element<P>(args.combined_of(state.r), state.i), combined);
 }
 
