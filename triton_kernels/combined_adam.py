@@ -4,9 +4,11 @@ import triton
 import triton.language as tl
 
 from .fields import FACTORS_SIZE, ROW_EXP_AVG, ROW_PARAM, ROW_SIZE
-from .memory import BLOCK, VECTOR, chunk_of, elements, kernel, load_grad, mask_of
+from .memory import BLOCK, VECTOR, WIDE, chunk_of, elements, kernel, load_or_zeros, mask_of
 from .rows import advance, begin_row, group_of, is_aligned, is_skipped, reach, row_scalars
 from .update_math import add_weighted, balanced_gradient, nan_max, second_moment
+
+TERMS_AT_ONCE = tl.constexpr(4)  # whose loads are in flight together
 
 
 @kernel
@@ -23,30 +25,33 @@ def begin_step(
 ):
     """Count the step of each row that a term reaches, and store its factors. Run a program per row."""
     r = tl.program_id(0).to(tl.int64)
-    has_grad, _ = reach(grad, rows, r, TERMS)
-    if has_grad and not is_skipped(found_inf):
+    if reach(grad, rows, r, TERMS) != 0 and not is_skipped(found_inf):
         begin_row(steps + r, factors + r * FACTORS_SIZE, group_of(row, group, r), grad_scale, factors.dtype.element_ty)
 
 
 @triton.jit
 def weighted_sum(
     grad, weights, unscale, rows, r, block, mask,
-    TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
+    TERMS: tl.constexpr, GRAD: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Return one block of the sum."""
     combined = tl.zeros([BLOCK], C)
-    for k in range(TERMS):
-        address = tl.load(grad + k * rows + r)
-        if address != 0:
-            g = load_grad(address, block, mask, PARAM, C, ALIGN)
-            combined = add_weighted(combined, g, tl.load(weights + r * TERMS + k) * unscale)
+    first = 0
+    while first < TERMS:
+        for k in tl.static_range(TERMS_AT_ONCE):
+            is_term = first + k < TERMS
+            address = tl.load(grad + (first + k) * rows + r, is_term, other=0) & ~WIDE
+            weight = tl.load(weights + r * TERMS + first + k, is_term & (address != 0), other=0.0)
+            g = load_or_zeros(address, block, mask, GRAD, C, ALIGN)
+            combined = add_weighted(combined, g, weight * unscale)
+        first += TERMS_AT_ONCE
     return combined
 
 
 @triton.jit
 def update(
     row, group, grad, exp_avg_sq_address, max_exp_avg_sq_address, factors, weights, rows, r, begin, end,
-    TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
+    TERMS: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Make the step of a chunk. ALIGN divides every address, and ``end``."""
     param_address = tl.load(row + r * ROW_SIZE + ROW_PARAM)
@@ -60,7 +65,7 @@ def update(
         mask = mask_of(block, end, ALIGN)
         param_at = elements(param_address, block, PARAM, ALIGN)
         param = tl.load(param_at, mask, other=0.0).to(C)
-        combined = weighted_sum(grad, weights, unscale, rows, r, block, mask, TERMS, PARAM, C, ALIGN)
+        combined = weighted_sum(grad, weights, unscale, rows, r, block, mask, TERMS, GRAD, C, ALIGN)
         gradient = balanced_gradient(combined, grad_sign, param, l2_decay)
         exp_avg_sq_at = elements(exp_avg_sq_address, block, C, ALIGN)
         bound = second_moment(tl.load(exp_avg_sq_at, mask, other=0.0), gradient, beta2, one_minus_beta2)
@@ -74,6 +79,30 @@ def update(
             scalars, own_factors, PARAM, C, ALIGN,
         )  # fmt: skip
         block += 1
+
+
+@triton.jit
+def update_row(
+    row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, grads,
+    TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Make the step of a chunk, with gradients of the type that ``grads``, their addresses or-ed together, says."""
+    if PARAM == C:
+        update(
+            row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, TERMS, PARAM, PARAM, C,
+            ALIGN,
+        )  # fmt: skip
+    else:
+        if grads & WIDE:
+            update(
+                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, TERMS, PARAM, C, C,
+                ALIGN,
+            )  # fmt: skip
+        else:
+            update(
+                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, TERMS, PARAM,
+                PARAM, C, ALIGN,
+            )  # fmt: skip
 
 
 @kernel
@@ -94,11 +123,12 @@ def combined_adam(
     """Run a program per chunk."""
     C: tl.constexpr = weights.dtype.element_ty
     r, begin, end, _ = chunk_of(chunk)
-    has_grad, bits = reach(grad, rows, r, TERMS)
+    grads = reach(grad, rows, r, TERMS)
     v, v_max = tl.load(exp_avg_sq + r), tl.load(max_exp_avg_sq + r)
-    bits |= end | tl.load(row + r * ROW_SIZE + ROW_PARAM) | tl.load(row + r * ROW_SIZE + ROW_EXP_AVG) | v | v_max
-    if has_grad and not is_skipped(found_inf):
-        if is_aligned(bits):
-            update(row, group, grad, v, v_max, factors, weights, rows, r, begin, end, TERMS, PARAM, C, VECTOR)
+    if grads != 0 and not is_skipped(found_inf):
+        if is_aligned((grads & ~WIDE) | v | v_max | end, row, grad, rows, r, TERMS):
+            update_row(
+                row, group, grad, v, v_max, factors, weights, rows, r, begin, end, grads, TERMS, PARAM, C, VECTOR
+            )
         else:
-            update(row, group, grad, v, v_max, factors, weights, rows, r, begin, end, TERMS, PARAM, C, 1)
+            update_row(row, group, grad, v, v_max, factors, weights, rows, r, begin, end, grads, TERMS, PARAM, C, 1)

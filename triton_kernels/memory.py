@@ -35,9 +35,15 @@ def chunk_of(chunk):
 
 
 @triton.jit
+def count_mask(count, SIZE: tl.constexpr, ALIGN: tl.constexpr):
+    """Return the first ``count`` of SIZE elements. The arithmetic shows the compiler that ALIGN divides the number."""
+    return tl.arange(0, SIZE) < tl.minimum(count, SIZE).to(tl.int32) // ALIGN * ALIGN
+
+
+@triton.jit
 def mask_of(block, end, ALIGN: tl.constexpr):
-    """Return which elements of a block come before ``end``. The arithmetic shows the compiler that ALIGN divides it."""
-    return tl.arange(0, BLOCK) < tl.minimum(end - block * BLOCK, BLOCK).to(tl.int32) // ALIGN * ALIGN
+    """Return which elements of a block come before ``end``, which ALIGN divides."""
+    return count_mask(end - block * BLOCK, BLOCK, ALIGN)
 
 
 @triton.jit
@@ -48,13 +54,9 @@ def elements(address, block, TYPE: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def load_grad(grad, block, mask, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
-    """Load a block of a gradient, in the arithmetic type C; 0 outside of the mask."""
-    if PARAM == C:
-        return tl.load(elements(grad, block, PARAM, ALIGN), mask, other=0.0)
-    else:
-        if grad & WIDE:
-            loaded = tl.load(elements(grad - WIDE, block, C, ALIGN), mask, other=0.0)
-        else:
-            loaded = tl.load(elements(grad, block, PARAM, ALIGN), mask, other=0.0).to(C)
-        return loaded
+def load_or_zeros(address, block, mask, TYPE: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
+    """Load a block of a tensor of TYPE, in the arithmetic type C; 0 outside of the mask, and where the address is 0.
+
+    A mask and no branch, so that the loads after it need not wait for this one.
+    """
+    return tl.load(elements(address, block, TYPE, ALIGN), mask & (address != 0), other=0.0).to(C)

@@ -18,10 +18,12 @@ from .fields import (
     GROUP_L2_DECAY,
     GROUP_LR,
     GROUP_SIZE,
+    ROW_EXP_AVG,
     ROW_GROUP,
+    ROW_PARAM,
     ROW_SIZE,
 )
-from .memory import VECTOR, WIDE, elements
+from .memory import VECTOR, elements
 from .update_math import first_moment, step_factors, updated_param
 
 SUMS = tl.constexpr(2048)  # partial sums that a program reads at once
@@ -87,20 +89,18 @@ def row_scalars(row, group, factors, r, C: tl.constexpr):
 
 @triton.jit
 def reach(grad, rows, r, TERMS: tl.constexpr):
-    """Return whether any term reaches a row, and the addresses of its gradients and of their sum, or-ed together."""
-    has_grad = False
-    bits = tl.load(grad + TERMS * rows + r)
-    for k in range(TERMS):
-        address = tl.load(grad + k * rows + r)
-        has_grad |= address != 0
-        bits |= address & ~WIDE
-    return has_grad, bits
+    """Return the addresses of a row's gradients, or-ed together; 0 where no term reaches it, WIDE where they are."""
+    bits = tl.load(grad + r)
+    for k in range(1, TERMS):
+        bits |= tl.load(grad + k * rows + r)
+    return bits
 
 
 @triton.jit
-def is_aligned(bits):
-    """Return whether everything or-ed into ``bits`` is a multiple of VECTOR."""
-    return bits % VECTOR == 0
+def is_aligned(bits, row, grad, rows, r, TERMS: tl.constexpr):
+    """Return whether ``bits``, and the addresses of a row that belong to no term, are multiples of VECTOR."""
+    param, exp_avg = tl.load(row + r * ROW_SIZE + ROW_PARAM), tl.load(row + r * ROW_SIZE + ROW_EXP_AVG)
+    return (bits | param | exp_avg | tl.load(grad + TERMS * rows + r)) % VECTOR == 0
 
 
 @triton.jit

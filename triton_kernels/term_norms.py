@@ -3,20 +3,33 @@
 import triton
 import triton.language as tl
 
-from .memory import BLOCK, VECTOR, WIDE, chunk_of, kernel, load_grad, mask_of
+from .memory import BLOCK, VECTOR, WIDE, chunk_of, count_mask, kernel
 from .rows import row_sums, scale_of_grads
+
+SPAN = tl.constexpr(4 * BLOCK.value)  # elements that a program loads at once; more than some chunks have
 
 
 @triton.jit
-def squares(grad, begin, end, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
-    """Return the sum of squares of a chunk."""
-    sums = tl.zeros([BLOCK], C)
-    block = begin // BLOCK
-    while block * BLOCK < end:
-        g = load_grad(grad, block, mask_of(block, end, ALIGN), PARAM, C, ALIGN)
+def squares(grad, begin, end, GRAD: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr):
+    """Return the sum of squares of a chunk. ALIGN divides the gradient's address, ``begin`` and ``end``."""
+    sums = tl.zeros([SPAN], C)
+    first = begin
+    while first < end:
+        at = tl.multiple_of(grad.to(tl.pointer_type(GRAD)), ALIGN) + first // ALIGN * ALIGN + tl.arange(0, SPAN)
+        g = tl.load(at, count_mask(end - first, SPAN, ALIGN), other=0.0).to(C)
         sums += g * g
-        block += 1
+        first += SPAN
     return tl.sum(sums, axis=0)
+
+
+@triton.jit
+def squares_of(grad, begin, end, GRAD: tl.constexpr, C: tl.constexpr):
+    """Return the sum of squares of a chunk, read in vectors where it can be."""
+    if (grad | end) % VECTOR == 0:
+        found = squares(grad, begin, end, GRAD, C, VECTOR)
+    else:
+        found = squares(grad, begin, end, GRAD, C, 1)
+    return found
 
 
 @kernel
@@ -35,10 +48,13 @@ def term_norms(
     for k in range(TERMS):
         address = tl.load(grad + k * rows + r)
         if address != 0:
-            if ((address & ~WIDE) | end) % VECTOR == 0:
-                tl.store(out + k, squares(address, begin, end, PARAM, C, VECTOR))
+            if PARAM == C:
+                tl.store(out + k, squares_of(address, begin, end, PARAM, C))
             else:
-                tl.store(out + k, squares(address, begin, end, PARAM, C, 1))
+                if address & WIDE:
+                    tl.store(out + k, squares_of(address - WIDE, begin, end, C, C))
+                else:
+                    tl.store(out + k, squares_of(address, begin, end, PARAM, C))
 
 
 @triton.jit
