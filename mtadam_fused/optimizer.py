@@ -264,8 +264,8 @@ class TermOptimizer(Optimizer):
         The step divides the gradients by the scale, and changes nothing if one of them is not finite: on the device, so
         that the host waits for nothing. The losses given with the gradients (scaled ones, in :meth:`term` too) are
         unscaled where a rule looks at them. With ``keep_combined_grad`` or ``check_finite``, a rule that keeps state,
-        or a backend of your own, the GradScaler unscales the gradients in place, and waits for the device to see
-        whether to step; what it does not step with then stays until :meth:`zero_grad`. ::
+        the reference, or a backend of your own, the GradScaler unscales the gradients in place, and waits for the
+        device to see whether to step; what it does not step with then stays until :meth:`zero_grad`. ::
 
             scaler = torch.amp.GradScaler()
             ...

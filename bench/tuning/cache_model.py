@@ -26,13 +26,13 @@ PAGE = Path(__file__).parents[1] / "results" / "tuning" / "cache_model.md"
 MIB = 2**20
 CAPACITIES = (30 * MIB, 45 * MIB)  # an estimate of what an H100 can use of its 50 MiB, and a larger cache
 WORKLOADS, TERMS = ("resnet50", "bert_base"), (2, 4, 10)
-MAX_ADDRESSES = 4064  # kMaxAddresses of csrc/cuda/device.cuh: a launch takes rows with so many gradients
+MAX_ADDRESSES = 4060  # kMaxAddresses of csrc/cuda/device.cuh: a launch takes rows with so many gradients
 
 TITLE = "# Second reads of gradients that the L2 cache serves: a model, not a measurement"
 LEGEND = f"""A cell is the share of the second reads of gradients that hit and, in brackets, the share of all bytes of a
 float32 step that this saves. A chunk has at most so many elements. Evict-first: a second read frees its place.
 Three launches update from the end. One launch has an `AHEAD_ELEMENTS` of 2^21 to 2^23, and updates the chunks of a row
-in ascending or descending order. The backend has 2^{AHEAD_ELEMENTS.bit_length() - 1}, descending.
+in ascending or descending order. The backend has 2^{AHEAD_ELEMENTS.bit_length() - 1}, descending, evict-first.
 
 Parameters and moments take no room in the cache, as their evict-first loads and stores ask for. In the columns "state
 stays" they take as much as they have bytes.

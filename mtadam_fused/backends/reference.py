@@ -20,18 +20,15 @@ class ReferenceBackend:
     """See :class:`mtadam_fused.backends.Backend`."""
 
     name = "reference"
-    takes_grad_scale = True
 
     def supports(self, device: torch.device) -> bool:
         return True
 
     def term_norms(self, args: StepArgs) -> None:
         grads = list(zip(*args.grads, strict=True))
-        args.table.norms.copy_(unscaled(args, reference.term_norms(grads, like=args.table.norms)))
+        args.table.norms.copy_(reference.term_norms(grads, like=args.table.norms))
 
     def balance(self, args: StepArgs) -> None:
-        if is_skipped(args):
-            return
         table = args.table
 
         def per_row(values: Sequence, dtype: torch.dtype) -> Tensor:
@@ -52,17 +49,14 @@ class ReferenceBackend:
         table.scales.copy_(scales)
 
     def mtadam_update(self, args: StepArgs) -> None:
-        if is_skipped(args):
-            return
         table = args.table
         if not table.layout.per_term:
             return update_combined(args)
-        scales = unscaled(args, table.scales)
         for row in compress(range(len(table.params)), args.has_grad):
             combined = reference.mtadam_update(
                 table.dense[row].detach(),
                 [term[row] for term in args.grads],
-                scales[row],
+                table.scales[row],
                 to_local(table.states[row]["exp_avg"]),
                 [term[row] for term in table.exp_avg_sqs],
                 [term[row] for term in table.max_exp_avg_sqs],
@@ -77,23 +71,11 @@ class ReferenceBackend:
 
     def term_gram(self, args: StepArgs) -> None:
         grads = list(zip(*args.grads, strict=True))
-        args.table.gram.copy_(unscaled(args, unscaled(args, reference.term_gram(grads, args.table.device))))
+        args.table.gram.copy_(reference.term_gram(grads, args.table.device))
 
     def combined_adam(self, args: StepArgs) -> None:
-        if is_skipped(args):
-            return
         count_step(args)
         update_combined(args)
-
-
-def is_skipped(args: StepArgs) -> bool:
-    """Return whether a GradScaler has found a gradient that is not finite. Waits for the device."""
-    return args.found_inf is not None and bool(args.found_inf)
-
-
-def unscaled(args: StepArgs, values: Tensor) -> Tensor:
-    """Return ``values`` of the gradients, or what multiplies these, divided by a GradScaler's scale."""
-    return values if args.grad_scale is None else values / args.grad_scale.to(values.dtype)
 
 
 def count_step(args: StepArgs) -> None:
@@ -104,12 +86,11 @@ def count_step(args: StepArgs) -> None:
 def update_combined(args: StepArgs) -> None:
     """Make Adam's step, with one second moment, on the sum of the gradients times the table's scales."""
     table = args.table
-    scales = unscaled(args, table.scales)
     for row in compress(range(len(table.params)), args.has_grad):
         combined = reference.combined_adam(
             table.dense[row].detach(),
             [term[row] for term in args.grads],
-            scales[row],
+            table.scales[row],
             to_local(table.states[row]["exp_avg"]),
             to_local(table.states[row]["exp_avg_sq"]),
             table.max_exp_avg_sqs[0][row],

@@ -21,8 +21,8 @@ class Backend(Protocol):
     Attributes:
         name: shown by the ``repr`` of an optimizer.
         takes_grad_scale: optional; True if the kernels divide the gradients by ``args.grad_scale`` and, where
-            ``args.found_inf`` is not 0, change nothing but norms and dot products. Otherwise a GradScaler's step waits
-            for the device.
+            ``args.found_inf`` is not 0, change nothing but norms and dot products. Without it both are None, and a
+            GradScaler's step waits for the device.
     """
 
     name: str
