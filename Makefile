@@ -12,8 +12,8 @@ TORCH_REQUIREMENT := $(if $(TORCH),torch$(patsubst %,==%,$(filter-out newest,$(T
 BENCH_OPTIONS := --show-capture=no --benchmark-quiet --disable-warnings -o console_output_style=classic
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 
-.PHONY: test test-fast lint docs demo demo-record quality quality-record bench bench-quick bench-report machine-code \
-  machine-code-record sdist wheel clean
+.PHONY: test test-fast lint docs demo demo-record quality quality-record bench bench-quick bench-report
+.PHONY: machine-code machine-code-record sdist wheel clean
 
 # A process per processor, each with one thread. The tests of a file stay together because they share what they build.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -21,8 +21,8 @@ def load(path: Path) -> dict[Any, Any]:
 def targets() -> set[str]:
     """Return the targets that the Makefile declares as commands and has rules for."""
     makefile = (ROOT / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
-    return set(phony.split()) & set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    phony = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    return set(" ".join(phony).split()) & set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
 
 
 def steps(workflow: Path) -> list[dict[str, Any]]:
