@@ -31,7 +31,6 @@ __device__ inline void fold_norms_row(const S& args, int64_t r) {
       args.norm[r * args.terms + k] =
           args.grad_of(k, r) ? C(std::sqrt(sum) / scale_of_grads(args)) : C(bit_cast<float>(0x7fc00000u));
   }
-  __syncthreads();
 }
 
 // Stage 2, a thread per term: running norms and scales from norms, and the step's factors. Before it the end of stage

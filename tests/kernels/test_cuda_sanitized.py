@@ -88,8 +88,8 @@ def test_races(tmp_path: Path) -> None:
 # In each kernel that touches elements, an access out of bounds.
 OVERRUNS = {
     "term_norms": ("stages.cuh", "args.partial_sum(k, chunk", "args.partial_sum(k + 1, chunk"),
-    "mtadam_update": ("stages.cuh", "load<C, V>(k, state.i)", "load<C, V>(k, state.i + 4)"),
-    "term_gram": ("term_gram.cu", "if (pair.k < args.terms) ", ""),
+    "mtadam_update": ("stages.cuh", "g[k] = tile.template read<V>(k, i);", "g[k] = tile.template read<V>(k, i + 4);"),
+    "tile_gram": ("term_gram.cu", "if (pair.k < args.terms) ", ""),
     "combined_adam": ("stages.cuh", "store_pack(exp_avg_sq_at,", "store_pack(exp_avg_sq_at + 4,"),
 }
 
@@ -105,10 +105,10 @@ def test_an_index_out_of_bounds_is_caught(kernel: str, tmp_path: Path) -> None:
 
 
 RACES = {
-    "barrier before the step is counted": (
+    "barrier after the step is counted": (
         "cuda/stages.cuh",
-        "  __syncthreads();\n  if (threadIdx.x == kThreads - 1) begin_row(args, r);",
-        "  if (threadIdx.x == kThreads - 1) begin_row(args, r);\n  __syncthreads();",
+        "fold_norms_row(args, r);\n  __syncthreads();",
+        "fold_norms_row(args, r);",
     ),
     "barrier": ("cuda/reduce.cuh", "  __syncthreads();  // before the next", "  // before the next"),
     "release of a balanced row": ("cuda/mtadam_step.cu", "memory_order_release", "memory_order_relaxed"),
