@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .fields import FACTORS_SIZE, ROW_EXP_AVG, ROW_PARAM, ROW_SIZE
 from .memory import BLOCK, VECTOR, WIDE, chunk_of, elements, kernel, load_or_zeros, mask_of
-from .rows import advance, begin_row, group_of, is_aligned, is_skipped, reach, row_scalars
+from .rows import advance, begin_row, group_of, is_aligned, is_skipped, reach, row_scalars, update_row
 from .update_math import add_weighted, balanced_gradient, nan_max, second_moment
 
 TERMS_AT_ONCE = tl.constexpr(4)  # whose loads are in flight together
@@ -81,30 +81,6 @@ def update(
         block += 1
 
 
-@triton.jit
-def update_row(
-    row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, grads,
-    TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
-):  # fmt: skip
-    """Make the step of a chunk, with gradients of the type that ``grads``, their addresses or-ed together, says."""
-    if PARAM == C:
-        update(
-            row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, TERMS, PARAM, PARAM, C,
-            ALIGN,
-        )  # fmt: skip
-    else:
-        if grads & WIDE:
-            update(
-                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, TERMS, PARAM, C, C,
-                ALIGN,
-            )  # fmt: skip
-        else:
-            update(
-                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, weights, rows, r, begin, end, TERMS, PARAM,
-                PARAM, C, ALIGN,
-            )  # fmt: skip
-
-
 @kernel
 def combined_adam(
     chunk,  # [programs] of Chunk
@@ -128,7 +104,10 @@ def combined_adam(
     if grads != 0 and not is_skipped(found_inf):
         if is_aligned((grads & ~WIDE) | v | v_max | end, row, grad, rows, r, TERMS):
             update_row(
-                row, group, grad, v, v_max, factors, weights, rows, r, begin, end, grads, TERMS, PARAM, C, VECTOR
-            )
+                update, row, group, grad, v, v_max, factors, weights, rows, r, begin, end, grads, TERMS, PARAM, C,
+                VECTOR,
+            )  # fmt: skip
         else:
-            update_row(row, group, grad, v, v_max, factors, weights, rows, r, begin, end, grads, TERMS, PARAM, C, 1)
+            update_row(
+                update, row, group, grad, v, v_max, factors, weights, rows, r, begin, end, grads, TERMS, PARAM, C, 1
+            )

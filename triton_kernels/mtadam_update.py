@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .fields import ROW_EXP_AVG, ROW_PARAM, ROW_SIZE
 from .memory import BLOCK, VECTOR, WIDE, chunk_of, elements, kernel, load_or_zeros, mask_of
-from .rows import advance, is_aligned, is_skipped, reach, row_scalars
+from .rows import advance, is_aligned, is_skipped, reach, row_scalars, update_row
 from .update_math import add_term, nan_max
 
 
@@ -101,30 +101,6 @@ def update(
         block += 1
 
 
-@triton.jit
-def update_row(
-    row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, grads,
-    TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
-):  # fmt: skip
-    """Run stage 3 of a chunk, with gradients of the type that ``grads``, their addresses or-ed together, says."""
-    if PARAM == C:
-        update(
-            row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, TERMS, PARAM, PARAM, C,
-            ALIGN,
-        )  # fmt: skip
-    else:
-        if grads & WIDE:
-            update(
-                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, TERMS, PARAM, C, C,
-                ALIGN,
-            )  # fmt: skip
-        else:
-            update(
-                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, TERMS, PARAM,
-                PARAM, C, ALIGN,
-            )  # fmt: skip
-
-
 @kernel
 def mtadam_update(
     chunk,  # [programs] of Chunk
@@ -150,11 +126,11 @@ def mtadam_update(
     if grads != 0 and not is_skipped(found_inf):
         if is_aligned(bits, row, grad, rows, r, TERMS):
             update_row(
-                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, grads, TERMS, PARAM,
-                C, VECTOR,
+                update, row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, grads,
+                TERMS, PARAM, C, VECTOR,
             )  # fmt: skip
         else:
             update_row(
-                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, grads, TERMS, PARAM,
-                C, 1,
+                update, row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, grads,
+                TERMS, PARAM, C, 1,
             )  # fmt: skip

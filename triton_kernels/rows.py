@@ -23,7 +23,7 @@ from .fields import (
     ROW_PARAM,
     ROW_SIZE,
 )
-from .memory import VECTOR, elements
+from .memory import VECTOR, WIDE, elements
 from .update_math import first_moment, step_factors, updated_param
 
 SUMS = tl.constexpr(2048)  # partial sums that a program reads at once
@@ -116,3 +116,30 @@ def advance(
     tl.store(param_at, updated_param(param, exp_avg, largest, factors).to(PARAM), mask)
     if combined_address != 0:
         tl.store(elements(combined_address, block, PARAM, ALIGN), combined.to(PARAM), mask)
+
+
+@triton.jit
+def update_row(
+    UPDATE: tl.constexpr, row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end, grads,
+    TERMS: tl.constexpr, PARAM: tl.constexpr, C: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Make the step of a chunk by the function UPDATE.
+
+    ``grads``, the addresses of its gradients or-ed together, says of what type they are.
+    """
+    if PARAM == C:
+        UPDATE(
+            row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end,
+            TERMS, PARAM, PARAM, C, ALIGN,
+        )  # fmt: skip
+    else:
+        if grads & WIDE:
+            UPDATE(
+                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end,
+                TERMS, PARAM, C, C, ALIGN,
+            )  # fmt: skip
+        else:
+            UPDATE(
+                row, group, grad, exp_avg_sq, max_exp_avg_sq, factors, scales, rows, r, begin, end,
+                TERMS, PARAM, PARAM, C, ALIGN,
+            )  # fmt: skip
