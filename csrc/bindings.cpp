@@ -8,6 +8,7 @@
 #include "cpu/blocks.h"
 #include "cpu/parallel.h"
 #include "launch.h"
+#include "rule_math.h"
 
 namespace py = pybind11;
 
@@ -68,6 +69,14 @@ void define_cuda(py::module_& module) {
              "Return why the kernels cannot run on a device, empty if they can.", py::arg("device"));
   module.def("cuda_rows_at_once", cuda::rows_at_once, "Return how many rows one launch takes.", py::arg("terms"),
              py::arg("wants_combined"));
+  module.def(
+      "cuda_pcgrad",
+      [](const py::buffer& buffer, int device, uintptr_t stream) {
+        const auto args = unpack<PCGradArgs>(buffer);
+        const py::gil_scoped_release release;
+        cuda::pcgrad(args, device, reinterpret_cast<void*>(stream));
+      },
+      "Launch PCGrad's kernel.", py::arg("args"), py::arg("device"), py::arg("stream"));
   const std::pair<const char*, cuda::Stage> stages[] = {
       {"TERM_NORMS", cuda::kTermNorms},       {"BALANCE", cuda::kBalance},
       {"MTADAM_UPDATE", cuda::kMtadamUpdate}, {"TERM_GRAM", cuda::kTermGram},
@@ -92,6 +101,10 @@ PYBIND11_MODULE(_C, module) {
   define_cpu(module, "term_gram", cpu::term_gram<double>, cpu::term_gram<float>, "Fill gram.");
   define_cpu(module, "combined_adam", cpu::combined_adam<double>, cpu::combined_adam<float>,
              "Advance steps, parameters and moments by the gradients times scale.");
+  module.def(
+      "pcgrad", [](const py::buffer& args) { cpu::pcgrad(unpack<PCGradArgs>(args)); },
+      "Fill weight from PCGrad's dot products, and count the step.", py::arg("args"));
+  module.attr("MOST_RULE_TERMS") = kMostRuleTerms;
   module.def("instruction_set", cpu::instruction_set, "Return the instruction set that the CPU kernels run on.");
   module.def("threading", cpu::threading, "Return whose threads run the CPU kernels: torch, openmp or serial.");
   module.attr("compiler") = MTADAM_COMPILER;

@@ -82,6 +82,18 @@ MTADAM_FN bool is_skipped(const StepArgs<C>& args) {
   return args.found_inf && *args.found_inf != 0.0f;
 }
 
+// One step of PCGrad: weights from dot products.
+struct PCGradArgs {
+  int64_t terms;             // at most kMostRuleTerms
+  int64_t seed;              // of the random orders
+  int64_t mean;              // whether to divide by the number of gradients that are not zero
+  const double* gram;        // [terms, terms]
+  const double* preference;  // [terms], null for 1 each
+  int64_t* step;             // counted when done
+  double* weight;            // [terms]
+};
+static_assert(is_flat<PCGradArgs>(7), "Python fills 7 64-bit values");
+
 namespace cpu {
 
 // With found_inf, all but term_norms and term_gram change nothing.
@@ -109,6 +121,9 @@ void term_gram(const StepArgs<C>& args);
 // Adam's step on the sum of the gradients times `scale`: advances `steps`, parameters and moments.
 template <class C>
 void combined_adam(const StepArgs<C>& args);
+
+// Fills `weight`.
+void pcgrad(const PCGradArgs& args);
 
 }  // namespace cpu
 namespace cuda {
@@ -165,6 +180,9 @@ int64_t rows_at_once(int64_t terms, bool wants_combined);
 //   device: the same with the tables on the device.
 template <class C>
 void run(const StepArgs<C>& host, const DeviceArgs<C>& device, unsigned stages);
+
+// Launches one kernel, which fills `weight`; all addresses are of the device. Else as run.
+void pcgrad(const PCGradArgs& args, int device, void* stream);
 
 }  // namespace cuda
 }  // namespace mtadam

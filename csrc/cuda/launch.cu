@@ -114,4 +114,10 @@ void run(const StepArgs<C>& host, const DeviceArgs<C>& device, unsigned stages) 
 template void run(const StepArgs<double>&, const DeviceArgs<double>&, unsigned);
 template void run(const StepArgs<float>&, const DeviceArgs<float>&, unsigned);
 
+void pcgrad(const PCGradArgs& args, int device, void* stream) {
+  make_current(device);
+  pcgrad(args, static_cast<cudaStream_t>(stream));
+  check(cudaGetLastError(), "launching PCGrad's kernel");
+}
+
 }  // namespace mtadam::cuda

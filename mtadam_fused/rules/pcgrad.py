@@ -1,5 +1,6 @@
 """PCGrad."""
 
+from array import array
 from collections.abc import Iterable, Mapping
 from operator import index
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import TermWeights
+from .kernels import kernel_for
 from .rule import Rule
 
 REDUCTIONS = ("sum", "mean")
@@ -59,18 +61,30 @@ class PCGrad(Rule):
         return splitmix64(splitmix64(self._step + self.seed) + pairs).argsort(dim=1)
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
-        if self._step.device != gram.device:
-            self._step = self._step.to(gram.device)
+        self._step = self._step.to(gram.device, torch.int64)
+        kernel = kernel_for("pcgrad", gram)
+        if kernel is None:
+            return self._in_torch(gram)
+        gram = gram.contiguous()
+        weights = torch.empty_like(gram[0])
+        preference = 0 if self.preference is None else self.preference_like(weights).data_ptr()
+        options = [len(gram), self.seed, self.reduction == "mean"]
+        kernel(array("q", [*options, gram.data_ptr(), preference, self._step.data_ptr(), weights.data_ptr()]))
+        return weights
+
+    def _in_torch(self, gram: Tensor) -> Tensor:
         orders = self.orders(len(gram))
         self._step += 1
         squares = gram.diagonal()
         numbers = torch.arange(len(gram), device=gram.device)
+        can_conflict = (orders != numbers[:, None]) & (squares > 0)[orders]
+        met_squares = torch.where(can_conflict, squares[orders], torch.inf)
+        zero = torch.zeros_like(squares)
         coefficients = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)  # row k: of the gradient of term k
-        for other in orders.unbind(dim=1):  # [K] whom each term meets
-            met = other[:, None] == numbers
-            dots = (coefficients @ gram * met).sum(dim=1)
-            conflict = (dots < 0) & (other != numbers) & (squares[other] > 0)
-            coefficients = coefficients - met * torch.where(conflict, dots / squares[other], 0.0)[:, None]
+        for other, square in zip(orders.unbind(dim=1), met_squares.unbind(dim=1), strict=True):  # [K] whom each meets
+            dots = (coefficients * gram.T[other]).sum(dim=1)
+            shares = torch.fmin(dots / square, zero)  # 0 for NaN
+            coefficients = coefficients - (other[:, None] == numbers) * shares[:, None]
         weights = self.preference_like(squares) @ coefficients
         return weights if self.reduction == "sum" else weights / (squares > 0).sum().clamp(min=1)
 

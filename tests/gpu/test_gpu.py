@@ -14,11 +14,13 @@ from mtadam_fused import CombinedAdam, MTAdam, Recorder
 from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
+from mtadam_fused.rules.kernels import kernel_for
 from oracles.tolerances import TooFar, same
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_combined_gradients, every_choice
 from tests.support.cuda_graphs import captured
 from tests.support.golden import NAMES, check_trace
 from tests.support.grad_scaler import check_scaled_steps
+from tests.support.pcgrad import check_against_torch
 from tests.support.small_problem import OPTIMIZERS, Training, start_training
 from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
 
@@ -105,6 +107,13 @@ def test_what_combined_gradients_hold(backend: str) -> None:
 @pytest.mark.parametrize("name", ["MTAdam", "BalancedAdam", "MGDA"])
 def test_steps_of_a_grad_scaler(name: str, backend: str) -> None:
     check_scaled_steps(name, backend, "cuda")
+
+
+def test_kernel_of_pcgrad() -> None:
+    kernel = kernel_for("pcgrad", torch.eye(2, dtype=torch.float64, device="cuda"))
+    if kernel is None:
+        pytest.skip("the CUDA kernels are not usable here")
+    check_against_torch(kernel, "cuda")
 
 
 def test_auto_takes_the_best_kernels() -> None:

@@ -22,6 +22,7 @@ from oracles.tolerances import check_values
 from tests.kernels.single_numbers import NARROW, check_single_numbers
 from tests.support.cases import DTYPES, Case, CombinedCase
 from tests.support.guard_pages import beside_guards, ends_of_overruns, is_guarded
+from tests.support.pcgrad import check_kernel
 
 # Of the value, and of the largest that was added up: terms cancel.
 RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -237,6 +238,8 @@ def main() -> None:
             check_placement()
     if "numbers" in wanted:
         check_single_numbers("cpu")
+    if "rules" in wanted:
+        check_kernel(native.module.pcgrad)
     if "random" in wanted:
         run_random_cases()
     found |= digests_of_threads(wanted.get("threads", []))

@@ -26,6 +26,7 @@ from tests.support.cases import (
 from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.golden import NAMES, check_trace
 from tests.support.grad_scaler import check_scaled_steps
+from tests.support.pcgrad import check_kernel
 from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
 from tests.support.strategies import cases
@@ -182,6 +183,10 @@ def test_dot_products_of_more_addresses_than_one_launch_takes(cuda: Backend) -> 
 def test_both_sizes_of_the_argument(rows: int, cuda: Backend) -> None:
     contiguous = ("contiguous",) * rows
     Case(torch.float32, ((3,),) * rows, contiguous, contiguous, terms=2, seed=4, steps=1).run(cuda)
+
+
+def test_pcgrad(emulated: ModuleType) -> None:
+    check_kernel(lambda args: emulated.cuda_pcgrad(args, 0, 0))
 
 
 def test_combined_steps_that_miss_parameters(cuda: Backend) -> None:

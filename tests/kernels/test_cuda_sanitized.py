@@ -24,8 +24,10 @@ torch.set_num_threads(1)
 from tests.support.cases import Case, CombinedCase
 from tests.support.cuda_emulator import EmulatedCuda, load
 from mtadam_fused.backends import native
+from tests.support.pcgrad import check_against_torch
 from tests.support.small_problem import start_training
 native.module = load(sys.argv[1])
+check_against_torch(lambda args: native.module.cuda_pcgrad(args, 0, 0))
 three_launches, one_launch = EmulatedCuda(), EmulatedCuda(one_launch=True)
 for dtype in (torch.float32, torch.float16):
     shapes, layouts = ((0,), (1,), (3,), (4096,), (20001,)), ("contiguous",) * 5
@@ -91,6 +93,7 @@ OVERRUNS = {
     "mtadam_update": ("stages.cuh", "g[k] = tile.template read<V>(k, i);", "g[k] = tile.template read<V>(k, i + 4);"),
     "tile_gram": ("term_gram.cu", "if (pair.k < args.terms) ", ""),
     "combined_adam": ("stages.cuh", "store_pack(exp_avg_sq_at,", "store_pack(exp_avg_sq_at + 4,"),
+    "pcgrad": ("pcgrad.cu", "if (k < args.terms)\n    args.weight", "args.weight"),
 }
 
 
@@ -112,6 +115,7 @@ RACES = {
     ),
     "barrier": ("cuda/reduce.cuh", "  __syncthreads();  // before the next", "  // before the next"),
     "release of a balanced row": ("cuda/mtadam_step.cu", "memory_order_release", "memory_order_relaxed"),
+    "barrier before coefficients are summed": ("cuda/pcgrad.cu", "  __syncthreads();\n", ""),
     "acquisition of it": ("cuda/mtadam_step.cu", "memory_order_acquire", "memory_order_relaxed"),
     "release of norms": ("cuda/mtadam_step.cu", "memory_order_acq_rel", "memory_order_acquire"),
 }

@@ -23,6 +23,7 @@ from tests.kernels.single_numbers import check_single_numbers
 from tests.support.cases import DTYPES
 from tests.support.cuda_emulator import load
 from tests.support.guard_pages import BUFFERS
+from tests.support.pcgrad import check_kernel
 from tests.support.sanitized import (
     CAPABILITIES,
     CSRC,
@@ -42,7 +43,8 @@ from tests.support.sanitized import (
     with_faults,
 )
 
-FORMULAS, UPDATES, ROWS = "update_math.h", "cpu/updates.h", "cpu/update_rows.h"
+FORMULAS, RULES = "update_math.h", "rule_math.h"
+UPDATES, ROWS = "cpu/updates.h", "cpu/update_rows.h"
 INNER_LOOPS = ("products.h", "updates.h", "vectors.h")  # of csrc/cpu
 THREADS = [1, 2, 3, 7]
 DECAY = "(exp_avg_sq.set(j, exp_avg_sq[j] * row.beta2), exp_avg_sq[j])"
@@ -107,11 +109,26 @@ FAULTS_OF_NUMBERS = {
     "subnormal halves are zero": Fault("float16.h", "magnitude < 0x0400u ? subnormal", "U{}", "subnormal"),
 }
 
+# Seen where PCGrad's kernel is checked.
+FAULTS_OF_RULES = {
+    "hashes without signs": Fault(RULES, "keys[place - 1] > key", "uint64_t(keys[place - 1]) > uint64_t(key)"),
+    "one order for all terms": Fault(RULES, "uint64_t(k * terms)", "uint64_t(0)"),
+    "the same orders at every step": Fault(RULES, "uint64_t(step)", "uint64_t(0)"),
+    "a term meets itself": Fault(RULES, "other != k", "true"),
+    "division by zero": Fault(RULES, "square > 0", "true"),
+    "projection without a conflict": Fault(RULES, "dot < 0", "true"),
+    "twice the projection": Fault(RULES, "dot / square", "2 * dot / square"),
+    "no preference": Fault(RULES, "preference ? preference[j] : 1.0", "1.0"),
+    "sum for the mean": Fault(RULES, "mean && present", "false"),
+    "mean over absent terms": Fault(RULES, "gram[j * terms + j] > 0", "true"),
+    "step not counted": Fault("cpu/pcgrad.cpp", "*args.step += 1", "0", "1"),
+}
+
 
 @dataclass(frozen=True)
 class Libraries:
     sanitized: Path | None
-    seeded: Path  # with FAULTS and FAULTS_OF_NUMBERS to choose from, for any machine
+    seeded: Path  # with all faults above to choose from, for any machine
     contracted: Path  # the same; fuses multiplications and additions, which setup.py forbids
 
 
@@ -130,7 +147,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
     python = bindings(folder)
     isas = [isa for isa in INSTRUCTION_SETS if isa == "baseline" or IS_X86]
     sanitized = kernels(folder / "sanitized", CSRC, isas, SANITIZE) if can_sanitize(folder) else []
-    source = with_faults(folder, [*FAULTS.values(), *FAULTS_OF_NUMBERS.values()])
+    source = with_faults(folder, [*FAULTS.values(), *FAULTS_OF_NUMBERS.values(), *FAULTS_OF_RULES.values()])
     seeded = kernels(folder / "seeded", source, ["baseline"], ["-O1"])
     fused = loops(folder, source, "baseline", ["-O2", "-ffp-contract=fast", *(["-mavx2", "-mfma"] if IS_X86 else [])])
     compile_all([python, *sanitized, fused, *seeded])
@@ -154,7 +171,9 @@ def outcomes(libraries: Libraries) -> dict[str, Outcome]:
         sanitized = partial(run_cases, preload=runtimes(), library=str(libraries.sanitized), all=True)
         for capability in CAPABILITIES:
             jobs[f"sanitized {capability}"] = partial(sanitized, capability)
-        jobs[f"sanitized {best}"] = partial(sanitized, best, overrun="heap", numbers=True, random=True, threads=[2])
+        jobs[f"sanitized {best}"] = partial(
+            sanitized, best, overrun="heap", numbers=True, rules=True, random=True, threads=[2]
+        )
     for pool in ("openmp", "serial"):
         jobs[pool] = partial(run_cases, best, pool=pool, threads=[3])
     with ThreadPoolExecutor(os.cpu_count()) as workers:
@@ -247,6 +266,7 @@ def test_no_fault_passes(seeded: Path, outcomes: dict[str, Outcome]) -> None:
     """The control of the negative controls."""
     pick(seeded, 0)
     check_single_numbers("cpu")
+    check_kernel(native.module.pcgrad)
     assert digest(all_cases()) == outcomes["default"]["all"]
 
 
@@ -265,6 +285,14 @@ def test_fault_of_single_numbers_is_seen(number: int, seeded: Path) -> None:
     pick(seeded, len(FAULTS) + number)
     with pytest.raises(AssertionError):
         check_single_numbers("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, len(FAULTS_OF_RULES) + 1), ids=list(FAULTS_OF_RULES))
+def test_fault_of_rules_is_seen(number: int, seeded: Path) -> None:
+    pick(seeded, len(FAULTS) + len(FAULTS_OF_NUMBERS) + number)
+    with pytest.raises(AssertionError):
+        check_kernel(native.module.pcgrad)
 
 
 @pytest.mark.slow

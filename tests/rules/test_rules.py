@@ -9,14 +9,12 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad
-from mtadam_fused.rules.pcgrad import splitmix64 as hash_tensor
 from oracles.tolerances import TooFar
 from tests.rules.gradients import (
     SPACE,
     UNKNOWN,
     Array,
     badly_scaled,
-    check_sum,
     conflicting,
     every_kind,
     gram_of,
@@ -29,81 +27,6 @@ every_number = pytest.mark.parametrize("terms", TERMS)
 
 def losses_of(terms: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).uniform(0.1, 10.0, terms))
-
-
-# -- PCGrad ------------------------------------------------------------------------------------------------------------
-
-
-def pcgrad(g: Array, orders: Tensor, against: str = "original") -> Array:
-    """Loop over the vectors, as algorithm 1 of Yu et al. does."""
-    projected = g.copy()
-    for k, order in enumerate(orders.tolist()):
-        for j in order:
-            other = (g if against == "original" else projected)[j]
-            dot = projected[k] @ other
-            if j != k and dot < 0 and other @ other > 0:
-                projected[k] = projected[k] - dot / (other @ other) * other
-    return projected
-
-
-@every_number
-@every_kind
-def test_pcgrad(make: Callable[[int], Array], terms: int) -> None:
-    g = make(terms)
-    for reduction in ("sum", "mean"):
-        rule = PCGrad(reduction, seed=5)
-        for _ in range(3):
-            expected = pcgrad(g, rule.orders(terms)).sum(axis=0)
-            if reduction == "mean":
-                expected = expected / (np.linalg.norm(g, axis=1) > 0).sum()
-            weights = rule(gram_of(g), UNKNOWN)
-            # Where gradients are colinear, the sign of what rounding leaves of a dot product decides nothing.
-            check_sum(weights.numpy(), g, expected, 1e-9)
-
-
-def test_pcgrad_rejects_projection_on_projected_gradients() -> None:
-    rejected = 0
-    for terms in TERMS:
-        rule = PCGrad(seed=5)
-        g = conflicting(terms)
-        wrong = pcgrad(g, rule.orders(terms), against="projected").sum(axis=0)
-        try:
-            check_sum(rule(gram_of(g), UNKNOWN).numpy(), g, wrong, 1e-9)
-        except TooFar:
-            rejected += 1
-    assert rejected == len(TERMS)  # also with two terms: the second meets the first when that is projected already
-
-
-def splitmix64(x: int) -> int:
-    x = (x + 0x9E3779B97F4A7C15) % 2**64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return x ^ x >> 31
-
-
-def test_mixed_is_splitmix64() -> None:
-    numbers = [0, 1, 2**62, 2**63 - 1]
-    assert [x % 2**64 for x in hash_tensor(torch.tensor(numbers)).tolist()] == [splitmix64(x) for x in numbers]
-    assert splitmix64(0) == 0xE220A8397B1DCDAF  # as published
-
-
-def test_pcgrad_orders() -> None:
-    first, second = PCGrad(seed=1), PCGrad(seed=1)
-    drawn = []
-    for _ in range(200):
-        orders = first.orders(4)
-        assert torch.equal(orders, second.orders(4))
-        assert torch.equal(orders.sort(dim=1).values, torch.arange(4).expand(4, 4))
-        drawn.append(orders)
-        first(torch.eye(4, dtype=torch.float64), UNKNOWN)
-        second(torch.eye(4, dtype=torch.float64), UNKNOWN)
-    mean = torch.stack(drawn).double().mean(dim=0)
-    assert ((mean - 1.5).abs() < 0.4).all()  # every term comes early as often as late
-    assert not torch.equal(PCGrad(seed=2).orders(8), PCGrad(seed=1).orders(8))
-    torch.manual_seed(0)
-    seed = PCGrad().seed
-    torch.manual_seed(0)
-    assert PCGrad().seed == seed != PCGrad().seed
 
 
 # -- MGDA --------------------------------------------------------------------------------------------------------------
