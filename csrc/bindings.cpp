@@ -47,6 +47,22 @@ void define_cpu(py::module_& module, const char* name, void (*launch64)(const mt
       doc, py::arg("float64"), py::arg("args"));
 }
 
+// Defines a rule's kernel for the CPU, and with the prefix cuda_ the launch of that on a device.
+template <class Args>
+void define_rule(py::module_& module, const std::string& name, const char* doc) {
+  module.def(
+      name.c_str(), [](const py::buffer& args) { mtadam::cpu::run_rule(unpack<Args>(args)); }, doc, py::arg("args"));
+#if defined(MTADAM_CUDA)
+  module.def(("cuda_" + name).c_str(),
+             [](const py::buffer& buffer, int device, uintptr_t stream) {
+               const auto args = unpack<Args>(buffer);
+               const py::gil_scoped_release release;
+               mtadam::cuda::run_rule(args, device, reinterpret_cast<void*>(stream));
+             },
+             doc, py::arg("args"), py::arg("device"), py::arg("stream"));
+#endif
+}
+
 #if defined(MTADAM_CUDA)
 template <class C>
 void run_cuda(const py::buffer& host_args, const py::buffer& device_args, unsigned stages) {
@@ -69,14 +85,6 @@ void define_cuda(py::module_& module) {
              "Return why the kernels cannot run on a device, empty if they can.", py::arg("device"));
   module.def("cuda_rows_at_once", cuda::rows_at_once, "Return how many rows one launch takes.", py::arg("terms"),
              py::arg("wants_combined"));
-  module.def(
-      "cuda_pcgrad",
-      [](const py::buffer& buffer, int device, uintptr_t stream) {
-        const auto args = unpack<PCGradArgs>(buffer);
-        const py::gil_scoped_release release;
-        cuda::pcgrad(args, device, reinterpret_cast<void*>(stream));
-      },
-      "Launch PCGrad's kernel.", py::arg("args"), py::arg("device"), py::arg("stream"));
   const std::pair<const char*, cuda::Stage> stages[] = {
       {"TERM_NORMS", cuda::kTermNorms},       {"BALANCE", cuda::kBalance},
       {"MTADAM_UPDATE", cuda::kMtadamUpdate}, {"TERM_GRAM", cuda::kTermGram},
@@ -101,9 +109,8 @@ PYBIND11_MODULE(_C, module) {
   define_cpu(module, "term_gram", cpu::term_gram<double>, cpu::term_gram<float>, "Fill gram.");
   define_cpu(module, "combined_adam", cpu::combined_adam<double>, cpu::combined_adam<float>,
              "Advance steps, parameters and moments by the gradients times scale.");
-  module.def(
-      "pcgrad", [](const py::buffer& args) { cpu::pcgrad(unpack<PCGradArgs>(args)); },
-      "Fill weight from PCGrad's dot products, and count the step.", py::arg("args"));
+  define_rule<PCGradArgs>(module, "pcgrad", "Fill weight from PCGrad's dot products, and count the step.");
+  define_rule<EigenArgs>(module, "symmetric_eigen", "Fill value, vector and is_null.");
   module.attr("MOST_RULE_TERMS") = kMostRuleTerms;
   module.def("instruction_set", cpu::instruction_set, "Return the instruction set that the CPU kernels run on.");
   module.def("threading", cpu::threading, "Return whose threads run the CPU kernels: torch, openmp or serial.");

@@ -94,6 +94,16 @@ struct PCGradArgs {
 };
 static_assert(is_flat<PCGradArgs>(7), "Python fills 7 64-bit values");
 
+// Eigenvalues and eigenvectors of a symmetric matrix.
+struct EigenArgs {
+  int64_t size;          // at most kMostRuleTerms
+  const double* matrix;  // [size, size]
+  double* value;         // [size]
+  double* vector;        // [size, size], columns
+  bool* is_null;         // [size] whether nothing but rounding is left of the eigenvalue
+};
+static_assert(is_flat<EigenArgs>(5), "Python fills 5 64-bit values");
+
 namespace cpu {
 
 // With found_inf, all but term_norms and term_gram change nothing.
@@ -123,7 +133,10 @@ template <class C>
 void combined_adam(const StepArgs<C>& args);
 
 // Fills `weight`.
-void pcgrad(const PCGradArgs& args);
+void run_rule(const PCGradArgs& args);
+
+// Fills `value`, `vector` and `is_null`.
+void run_rule(const EigenArgs& args);
 
 }  // namespace cpu
 namespace cuda {
@@ -181,8 +194,9 @@ int64_t rows_at_once(int64_t terms, bool wants_combined);
 template <class C>
 void run(const StepArgs<C>& host, const DeviceArgs<C>& device, unsigned stages);
 
-// Launches one kernel, which fills `weight`; all addresses are of the device. Else as run.
-void pcgrad(const PCGradArgs& args, int device, void* stream);
+// Launches one kernel, which does as that of the CPU; all addresses are of the device. Else as run.
+template <class Args>
+void run_rule(const Args& args, int device, void* stream);
 
 }  // namespace cuda
 }  // namespace mtadam

@@ -3,7 +3,7 @@
 
 namespace mtadam::cpu {
 
-void pcgrad(const PCGradArgs& args) {
+void run_rule(const PCGradArgs& args) {
   double coefficients[kMostRuleTerms * kMostRuleTerms];  // [terms, terms]
   for (int64_t k = 0; k < args.terms; ++k) {
     int64_t order[kMostRuleTerms];

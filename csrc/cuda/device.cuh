@@ -242,7 +242,8 @@ template <class S>
 void begin_step(const S& args, int64_t chunks, cudaStream_t stream);
 template <class S>
 void combined_adam(const S& args, int64_t chunks, cudaStream_t stream);
-void pcgrad(const PCGradArgs& args, cudaStream_t stream);
+void launch_rule(const PCGradArgs& args, cudaStream_t stream);
+void launch_rule(const EigenArgs& args, cudaStream_t stream);
 
 #define MTADAM_INSTANTIATE(launcher)                                                       \
   template void launcher(const KernelArgs<double, kFewAddresses>&, int64_t, cudaStream_t); \

@@ -114,10 +114,14 @@ void run(const StepArgs<C>& host, const DeviceArgs<C>& device, unsigned stages) 
 template void run(const StepArgs<double>&, const DeviceArgs<double>&, unsigned);
 template void run(const StepArgs<float>&, const DeviceArgs<float>&, unsigned);
 
-void pcgrad(const PCGradArgs& args, int device, void* stream) {
+template <class Args>
+void run_rule(const Args& args, int device, void* stream) {
   make_current(device);
-  pcgrad(args, static_cast<cudaStream_t>(stream));
-  check(cudaGetLastError(), "launching PCGrad's kernel");
+  launch_rule(args, static_cast<cudaStream_t>(stream));
+  check(cudaGetLastError(), "launching a rule's kernel");
 }
+
+template void run_rule(const PCGradArgs&, int, void*);
+template void run_rule(const EigenArgs&, int, void*);
 
 }  // namespace mtadam::cuda

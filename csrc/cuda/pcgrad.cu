@@ -21,6 +21,8 @@ __global__ void __launch_bounds__(kMostRuleTerms) pcgrad_kernel(const __grid_con
 
 }  // namespace
 
-void pcgrad(const PCGradArgs& args, cudaStream_t stream) { launch(pcgrad_kernel, 1, kMostRuleTerms, stream, args); }
+void launch_rule(const PCGradArgs& args, cudaStream_t stream) {
+  launch(pcgrad_kernel, 1, kMostRuleTerms, stream, args);
+}
 
 }  // namespace mtadam::cuda

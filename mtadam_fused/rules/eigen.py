@@ -1,7 +1,11 @@
 """Eigenvalues and eigenvectors of small matrices of dot products, without a wait for the device."""
 
+from array import array
+
 import torch
 from torch import Tensor
+
+from . import kernels
 
 SWEEPS = 6  # of Jacobi's method; five bring matrices of 8 x 8 to rounding
 SWEEPS_AT_MOST = 12  # where the end can be looked at
@@ -11,16 +15,31 @@ NULL = 1e-12  # eigenvalues below this share of what they were taken from are ro
 def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return eigenvalues, eigenvectors, and which of them belong to the null space, by Jacobi's method.
 
-    A sweep turns each pair of coordinates once, as many pairs at a time as there are without overlap. torch.linalg.eigh
-    waits for the device, and finds small eigenvalues only to the rounding of the largest. These are as precise as the
-    cosines allow, whatever the vectors' lengths (Demmel and Veselić, "Jacobi's method is more accurate than QR", 1992).
-    On the CPU the sweeps end when nothing is left to turn.
+    torch.linalg.eigh waits for the device, and finds small eigenvalues only to the rounding of the largest. These are
+    as precise as the cosines allow, whatever the vectors' lengths (Demmel and Veselić, "Jacobi's method is more
+    accurate than QR", 1992).
 
     Args:
         matrix: ``[K, K]`` float64, positive semidefinite.
 
     Returns:
         ``[K]`` eigenvalues in no order, ``[K, K]`` with the eigenvectors as columns, and ``[K]`` bool.
+    """
+    kernel = kernels.kernel_for("symmetric_eigen", matrix)
+    if kernel is None:
+        return eigen_in_torch(matrix)
+    matrix = matrix.contiguous()
+    values, vectors = torch.empty_like(matrix[0]), torch.empty_like(matrix)
+    is_null = torch.empty_like(values, dtype=torch.bool)
+    kernel(array("q", [len(matrix), *(t.data_ptr() for t in (matrix, values, vectors, is_null))]))
+    return values, vectors, is_null
+
+
+def eigen_in_torch(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same without the kernel.
+
+    A sweep turns each pair of coordinates once, as many pairs at a time as there are without overlap. On the CPU the
+    sweeps end when nothing is left to turn.
     """
     numbers = torch.arange(len(matrix), device=matrix.device)
     unit = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

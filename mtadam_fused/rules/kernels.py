@@ -1,7 +1,8 @@
 """The native kernels of rules: one launch in the place of many small operations.
 
-The torch code of a rule is its definition. It runs where there is no kernel: on other devices, for more terms than a
-kernel takes, under torch.compile, and on tensors without memory of their own, such as those of FakeTensorMode.
+The torch code of what has a kernel is its definition. It runs where there is no kernel: on other devices, for more
+terms than a kernel takes, under torch.compile, and on tensors without memory of their own, such as those of
+FakeTensorMode.
 """
 
 from array import array

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import TermWeights
-from .kernels import kernel_for
+from . import kernels
 from .rule import Rule
 
 REDUCTIONS = ("sum", "mean")
@@ -62,7 +62,7 @@ class PCGrad(Rule):
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
         self._step = self._step.to(gram.device, torch.int64)
-        kernel = kernel_for("pcgrad", gram)
+        kernel = kernels.kernel_for("pcgrad", gram)
         if kernel is None:
             return self._in_torch(gram)
         gram = gram.contiguous()

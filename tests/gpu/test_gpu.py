@@ -14,10 +14,11 @@ from mtadam_fused import CombinedAdam, MTAdam, Recorder
 from mtadam_fused import weighting as w
 from mtadam_fused.backends import CudaBackend, statuses
 from mtadam_fused.distributed.dtensor import to_locals
-from mtadam_fused.rules.kernels import kernel_for
+from mtadam_fused.rules.kernels import Kernel, kernel_for
 from oracles.tolerances import TooFar, same
 from tests.support.cases import DTYPES, LAYOUTS, Case, CombinedCase, check_combined_gradients, every_choice
 from tests.support.cuda_graphs import captured
+from tests.support.eigen import check_eigen
 from tests.support.golden import NAMES, check_trace
 from tests.support.grad_scaler import check_scaled_steps
 from tests.support.pcgrad import check_against_torch
@@ -109,11 +110,12 @@ def test_steps_of_a_grad_scaler(name: str, backend: str) -> None:
     check_scaled_steps(name, backend, "cuda")
 
 
-def test_kernel_of_pcgrad() -> None:
-    kernel = kernel_for("pcgrad", torch.eye(2, dtype=torch.float64, device="cuda"))
-    if kernel is None:
-        pytest.skip("the CUDA kernels are not usable here")
-    check_against_torch(kernel, "cuda")
+@pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
+@pytest.mark.parametrize(("name", "check"), [("pcgrad", check_against_torch), ("symmetric_eigen", check_eigen)])
+def test_kernels_of_rules(name: str, check: Callable[[Kernel, str], None]) -> None:
+    kernel = kernel_for(name, torch.eye(2, dtype=torch.float64, device="cuda"))
+    assert kernel is not None
+    check(kernel, "cuda")
 
 
 def test_auto_takes_the_best_kernels() -> None:

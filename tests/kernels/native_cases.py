@@ -21,6 +21,7 @@ from oracles.numpy_oracle import Parameter
 from oracles.tolerances import check_values
 from tests.kernels.single_numbers import NARROW, check_single_numbers
 from tests.support.cases import DTYPES, Case, CombinedCase
+from tests.support.eigen import check_eigen
 from tests.support.guard_pages import beside_guards, ends_of_overruns, is_guarded
 from tests.support.pcgrad import check_kernel
 
@@ -211,6 +212,12 @@ def digests_of_threads(counts: list[int]) -> dict[str, str]:
     return found
 
 
+def check_rules() -> None:
+    """Check the kernels of rules."""
+    check_kernel(native.module.pcgrad)
+    check_eigen(native.module.symmetric_eigen)
+
+
 def run_random_cases() -> None:
     from tests.kernels import test_properties
     from tests.optimizer import test_combined_adam
@@ -239,7 +246,7 @@ def main() -> None:
     if "numbers" in wanted:
         check_single_numbers("cpu")
     if "rules" in wanted:
-        check_kernel(native.module.pcgrad)
+        check_rules()
     if "random" in wanted:
         run_random_cases()
     found |= digests_of_threads(wanted.get("threads", []))

@@ -24,6 +24,7 @@ from tests.support.cases import (
     every_choice,
 )
 from tests.support.cuda_emulator import EmulatedCuda, build, load
+from tests.support.eigen import check_eigen
 from tests.support.golden import NAMES, check_trace
 from tests.support.grad_scaler import check_scaled_steps
 from tests.support.pcgrad import check_kernel
@@ -187,6 +188,10 @@ def test_both_sizes_of_the_argument(rows: int, cuda: Backend) -> None:
 
 def test_pcgrad(emulated: ModuleType) -> None:
     check_kernel(lambda args: emulated.cuda_pcgrad(args, 0, 0))
+
+
+def test_symmetric_eigen(emulated: ModuleType) -> None:
+    check_eigen(lambda args: emulated.cuda_symmetric_eigen(args, 0, 0))
 
 
 def test_combined_steps_that_miss_parameters(cuda: Backend) -> None:

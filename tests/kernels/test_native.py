@@ -18,12 +18,11 @@ import pytest
 import torch
 
 from mtadam_fused.backends import native
-from tests.kernels.native_cases import all_cases, digest
+from tests.kernels.native_cases import all_cases, check_rules, digest
 from tests.kernels.single_numbers import check_single_numbers
 from tests.support.cases import DTYPES
 from tests.support.cuda_emulator import load
 from tests.support.guard_pages import BUFFERS
-from tests.support.pcgrad import check_kernel
 from tests.support.sanitized import (
     CAPABILITIES,
     CSRC,
@@ -109,7 +108,7 @@ FAULTS_OF_NUMBERS = {
     "subnormal halves are zero": Fault("float16.h", "magnitude < 0x0400u ? subnormal", "U{}", "subnormal"),
 }
 
-# Seen where PCGrad's kernel is checked.
+# Seen where the kernels of rules are checked: that of PCGrad and
 FAULTS_OF_RULES = {
     "hashes without signs": Fault(RULES, "keys[place - 1] > key", "uint64_t(keys[place - 1]) > uint64_t(key)"),
     "one order for all terms": Fault(RULES, "uint64_t(k * terms)", "uint64_t(0)"),
@@ -122,6 +121,13 @@ FAULTS_OF_RULES = {
     "sum for the mean": Fault(RULES, "mean && present", "false"),
     "mean over absent terms": Fault(RULES, "gram[j * terms + j] > 0", "true"),
     "step not counted": Fault("cpu/pcgrad.cpp", "*args.step += 1", "0", "1"),
+    # that of eigenvalues.
+    "half the angle": Fault(RULES, "2 * entry / (gap", "entry", "2 * entry"),
+    "vectors not normalized": Fault(RULES, "1 / std::sqrt(1 + tangent * tangent)", "1.0"),
+    "diagonal not turned": Fault(RULES, "second + tangent * entry", "second"),
+    "too few sweeps": Fault(RULES, "sweep < kMostSweeps", "sweep < 2"),
+    "too early an end": Fault(RULES, "<= 1e-15 *", "1e-6", "1e-15"),
+    "rounding is a value": Fault(RULES, "kNull * peaks[r]", "kNull * values[r]"),
 }
 
 
@@ -266,7 +272,7 @@ def test_no_fault_passes(seeded: Path, outcomes: dict[str, Outcome]) -> None:
     """The control of the negative controls."""
     pick(seeded, 0)
     check_single_numbers("cpu")
-    check_kernel(native.module.pcgrad)
+    check_rules()
     assert digest(all_cases()) == outcomes["default"]["all"]
 
 
@@ -292,7 +298,7 @@ def test_fault_of_single_numbers_is_seen(number: int, seeded: Path) -> None:
 def test_fault_of_rules_is_seen(number: int, seeded: Path) -> None:
     pick(seeded, len(FAULTS) + len(FAULTS_OF_NUMBERS) + number)
     with pytest.raises(AssertionError):
-        check_kernel(native.module.pcgrad)
+        check_rules()
 
 
 @pytest.mark.slow

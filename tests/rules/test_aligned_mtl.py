@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtadam_fused.rules import AlignedMTL
-from mtadam_fused.rules.eigen import SWEEPS, pairings, symmetric_eigen
+from mtadam_fused.rules.eigen import SWEEPS, eigen_in_torch, pairings, symmetric_eigen
 from oracles.tolerances import TooFar
 from tests.rules.gradients import (
     Array,
@@ -22,6 +22,8 @@ from tests.rules.gradients import (
     random,
     weigh,
 )
+from tests.support.eigen import check_eigen
+from tests.support.rule_kernels import native_kernel
 
 mpmath.mp.dps = 60
 
@@ -52,6 +54,7 @@ def check(coefficients: Array, expected: Array) -> None:
         raise TooFar(f"{coefficients} is not {expected}")
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("terms", [2, 3, 5, 8, 12])
 @every_kind
 def test_aligned_mtl(make: Callable[[int], Array], terms: int) -> None:
@@ -72,6 +75,7 @@ def test_a_preference() -> None:
             check(weights, aligned(g, 4, fault))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("terms", [1, 2, 3, 4, 5, 7, 8, 12])
 def test_small_eigenvalues_are_as_precise_as_large_ones(terms: int) -> None:
     for make in (random, conflicting, badly_scaled):
@@ -91,13 +95,17 @@ def test_the_device_makes_as_many_sweeps_as_are_needed(monkeypatch: pytest.Monke
     for terms in (2, 5, 8):
         for make in (random, conflicting, badly_scaled, colinear, opposite):
             gram = gram_of(make(terms))
-            expected = symmetric_eigen(gram)[0]
+            expected = eigen_in_torch(gram)[0]
             with monkeypatch.context() as patched:
                 patched.setattr("mtadam_fused.rules.eigen.SWEEPS_AT_MOST", SWEEPS)
                 patched.setattr("mtadam_fused.rules.eigen.is_diagonal", lambda *_: False)
                 torch.testing.assert_close(
-                    symmetric_eigen(gram)[0], expected, rtol=1e-11, atol=1e-11 * gram.max().item()
+                    eigen_in_torch(gram)[0], expected, rtol=1e-11, atol=1e-11 * gram.max().item()
                 )
+
+
+def test_the_kernel_of_eigenvalues() -> None:
+    check_eigen(native_kernel("symmetric_eigen"))
 
 
 @pytest.mark.parametrize("terms", range(1, 14))

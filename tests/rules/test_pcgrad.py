@@ -1,32 +1,19 @@
 """PCGrad: its torch code and its kernel on the CPU, in the ways of tests/support/pcgrad.py."""
 
 from array import array
-from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtadam_fused.backends import native
 from mtadam_fused.rules import PCGrad
 from mtadam_fused.rules.kernels import kernel_for
 from mtadam_fused.rules.pcgrad import splitmix64 as hash_tensor
 from oracles.tolerances import TooFar
 from tests.rules.gradients import UNKNOWN, conflicting, gram_of
-from tests.support.pcgrad import check_against_torch, check_algorithm, weighing_with
-
-
-def native_kernel() -> Callable[[array], None]:
-    if not hasattr(native.module, "pcgrad"):
-        pytest.skip("the native module was not built")
-    return native.module.pcgrad
-
-
-@pytest.fixture(params=["torch", "kernel"])
-def way(request: pytest.FixtureRequest) -> Iterator[None]:
-    with weighing_with(native_kernel() if request.param == "kernel" else None):
-        yield
+from tests.support.pcgrad import check_against_torch, check_algorithm
+from tests.support.rule_kernels import native_kernel, weighing_with
 
 
 @pytest.mark.usefixtures("way")
@@ -42,7 +29,7 @@ def test_projection_on_projected_gradients_is_rejected() -> None:
 
 
 def test_steps_in_turn() -> None:
-    check_against_torch(native_kernel())
+    check_against_torch(native_kernel("pcgrad"))
 
 
 @pytest.mark.parametrize(("member", "change"), [(1, 1), (2, 1), (5, 8)], ids=["seed", "mean", "step"])
@@ -54,7 +41,7 @@ def test_a_wrong_argument_is_seen(member: int, change: int) -> None:
         args[member] = elsewhere.data_ptr() if member == 5 else args[member] ^ change
         kernel(args)
 
-    kernel = native_kernel()
+    kernel = native_kernel("pcgrad")
     with pytest.raises(AssertionError):
         check_against_torch(wrong)
 
@@ -81,14 +68,14 @@ def test_one_launch() -> None:
     gram, rule = gram_of(conflicting(4)), PCGrad(preference=[1.0, 2.0, 3.0, 4.0])
     rule.check_terms(range(4), allow_more=False)
     rule(gram, UNKNOWN)
-    native_kernel()
+    native_kernel("pcgrad")
     assert operations(rule, gram) == 0  # but the kernel
     with weighing_with(None):
         assert 50 < operations(rule, gram) < 80
 
 
 def test_where_there_is_no_kernel() -> None:
-    kernel = native_kernel()
+    kernel = native_kernel("pcgrad")
     gram = torch.eye(64, dtype=torch.float64)
     assert kernel_for("pcgrad", gram) is kernel
     without = [gram.float(), gram.to("meta"), torch.eye(65, dtype=torch.float64), gram.clone().requires_grad_()]

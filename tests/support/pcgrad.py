@@ -1,27 +1,19 @@
 """Checks of PCGrad, the same for its torch code and its kernels: against the paper's algorithm, and the two in turn."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtadam_fused.rules import PCGrad, pcgrad
+from mtadam_fused.rules import PCGrad
 from mtadam_fused.rules.kernels import Kernel
 from oracles.tolerances import TooFar
 from tests.rules.gradients import MAKERS, UNKNOWN, Array, check_sum, conflicting, gram_of
+from tests.support.rule_kernels import weighing_with
 
 TERMS = (*range(1, 9), 20, 64)
-
-
-@contextmanager
-def weighing_with(kernel: Kernel | None) -> Iterator[None]:
-    """Make PCGrad weigh with ``kernel``, or with its torch code."""
-    with mock.patch.object(pcgrad, "kernel_for", return_value=kernel):
-        yield
 
 
 def project(g: Array, orders: Tensor, against: str = "original") -> Array:
