@@ -5,7 +5,7 @@
 
 namespace mtadam {
 
-// The most terms that the kernels of rules take: what they keep for each fits on a stack and in shared memory.
+// The most terms that the kernels of rules take: what they keep for each pair fits in shared memory.
 constexpr int64_t kMostRuleTerms = 64;
 
 // A hash of 64-bit integers (Steele, Lea and Flood, 2014).
@@ -16,28 +16,29 @@ MTADAM_FN uint64_t splitmix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Fills `order` [terms] with the order in which term k meets the terms at a step: by hashes, as signed numbers.
-MTADAM_FN void pcgrad_order(int64_t terms, int64_t k, int64_t seed, int64_t step, int64_t* order) {
-  const uint64_t first = splitmix64(uint64_t(step) + uint64_t(seed)) + uint64_t(k * terms);
-  int64_t keys[kMostRuleTerms];  // sorted, as `order` is
+// The n-th term that another meets, given the term before it: the one with the next larger hash of `first` plus its
+// number, as signed numbers. No two hashes are equal. No array of them is kept, because it would not fit in registers.
+MTADAM_FN int64_t pcgrad_next(int64_t terms, uint64_t first, int64_t n, int64_t before) {
+  const auto key_of = [&](int64_t j) { return int64_t(splitmix64(first + uint64_t(j))); };
+  const int64_t last = n ? key_of(before) : 0;
+  int64_t next = -1, smallest = 0;
   for (int64_t j = 0; j < terms; ++j) {
-    const auto key = int64_t(splitmix64(first + uint64_t(j)));
-    int64_t place = j;
-    for (; place > 0 && keys[place - 1] > key; --place) {
-      keys[place] = keys[place - 1];
-      order[place] = order[place - 1];
+    const int64_t key = key_of(j);
+    if ((n == 0 || key > last) && (next < 0 || key < smallest)) {
+      next = j;
+      smallest = key;
     }
-    keys[place] = key;
-    order[place] = j;
   }
+  return next;
 }
 
 // Fills `coefficients` [terms] with those of the gradients in the projected gradient of term k.
-MTADAM_FN void pcgrad_project(int64_t terms, int64_t k, const int64_t* order, const double* gram,
+MTADAM_FN void pcgrad_project(int64_t terms, int64_t k, int64_t seed, int64_t step, const double* gram,
                               double* coefficients) {
+  const uint64_t first = splitmix64(uint64_t(step) + uint64_t(seed)) + uint64_t(k * terms);
   for (int64_t j = 0; j < terms; ++j) coefficients[j] = j == k;
-  for (int64_t n = 0; n < terms; ++n) {
-    const int64_t other = order[n];
+  for (int64_t n = 0, other = 0; n < terms; ++n) {
+    other = pcgrad_next(terms, first, n, other);
     const double square = gram[other * terms + other];
     double dot = 0;
     for (int64_t j = 0; j < terms; ++j) dot += coefficients[j] * gram[j * terms + other];

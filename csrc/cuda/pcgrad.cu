@@ -8,11 +8,7 @@ namespace {
 __global__ void __launch_bounds__(kMostRuleTerms) pcgrad_kernel(const __grid_constant__ PCGradArgs args) {
   __shared__ double coefficients[kMostRuleTerms * kMostRuleTerms];  // [terms, terms]
   const int64_t k = threadIdx.x;
-  if (k < args.terms) {
-    int64_t order[kMostRuleTerms];
-    pcgrad_order(args.terms, k, args.seed, *args.step, order);
-    pcgrad_project(args.terms, k, order, args.gram, coefficients + k * args.terms);
-  }
+  if (k < args.terms) pcgrad_project(args.terms, k, args.seed, *args.step, args.gram, coefficients + k * args.terms);
   __syncthreads();
   if (k < args.terms)
     args.weight[k] = pcgrad_weight(args.terms, k, coefficients, args.preference, args.mean, args.gram);

@@ -110,7 +110,9 @@ FAULTS_OF_NUMBERS = {
 
 # Seen where the kernels of rules are checked: that of PCGrad and
 FAULTS_OF_RULES = {
-    "hashes without signs": Fault(RULES, "keys[place - 1] > key", "uint64_t(keys[place - 1]) > uint64_t(key)"),
+    "hashes without signs": Fault(
+        RULES, "int64_t(splitmix64(first + uint64_t(j)))", "int64_t(splitmix64(first + uint64_t(j)) ^ 1ull << 63)"
+    ),
     "one order for all terms": Fault(RULES, "uint64_t(k * terms)", "uint64_t(0)"),
     "the same orders at every step": Fault(RULES, "uint64_t(step)", "uint64_t(0)"),
     "a term meets itself": Fault(RULES, "other != k", "true"),
