@@ -10,6 +10,7 @@ import torch
 
 from mtadam_fused import MTAdam
 from mtadam_fused.backends import CudaBackend, native
+from mtadam_fused.backends.device import FACTORS
 from mtadam_fused.tables import StepArgs
 from mtadam_fused.tables.param_table import ROW_FIELDS
 from mtadam_fused.tables.step_args import GROUP_FIELDS
@@ -60,6 +61,10 @@ def test_rows_and_groups() -> None:
     args = step_args()
     assert len(args.table.row_table) == len(ROW_FIELDS)
     assert len(args.group_table) == len(GROUP_FIELDS)
+
+
+def test_factors() -> None:
+    assert len(members("StepFactors", "update_math.h")) == FACTORS
 
 
 def test_fields_of_triton() -> None:
