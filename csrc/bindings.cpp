@@ -111,6 +111,7 @@ PYBIND11_MODULE(_C, module) {
              "Advance steps, parameters and moments by the gradients times scale.");
   define_rule<PCGradArgs>(module, "pcgrad", "Fill weight from PCGrad's dot products, and count the step.");
   define_rule<EigenArgs>(module, "symmetric_eigen", "Fill value, vector and is_null.");
+  define_rule<MinNormArgs>(module, "min_norm", "Fill weight with that of the point of least norm.");
   module.attr("MOST_RULE_TERMS") = kMostRuleTerms;
   module.def("instruction_set", cpu::instruction_set, "Return the instruction set that the CPU kernels run on.");
   module.def("threading", cpu::threading, "Return whose threads run the CPU kernels: torch, openmp or serial.");

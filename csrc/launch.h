@@ -104,6 +104,14 @@ struct EigenArgs {
 };
 static_assert(is_flat<EigenArgs>(5), "Python fills 5 64-bit values");
 
+// The point of least norm in the convex hull of vectors.
+struct MinNormArgs {
+  int64_t size;        // at most kMostVectors
+  const double* gram;  // [size, size]
+  double* weight;      // [size]
+};
+static_assert(is_flat<MinNormArgs>(3), "Python fills 3 64-bit values");
+
 namespace cpu {
 
 // With found_inf, all but term_norms and term_gram change nothing.
@@ -132,8 +140,9 @@ void term_gram(const StepArgs<C>& args);
 template <class C>
 void combined_adam(const StepArgs<C>& args);
 
-// Fills `weight`.
+// Fill `weight`.
 void run_rule(const PCGradArgs& args);
+void run_rule(const MinNormArgs& args);
 
 // Fills `value`, `vector` and `is_null`.
 void run_rule(const EigenArgs& args);

@@ -3,6 +3,13 @@
 
 #include "update_math.h"
 
+// Before loops over arrays that CUDA can keep in registers only where all indices are known.
+#if defined(__CUDACC__)
+#define MTADAM_UNROLL _Pragma("unroll")
+#else
+#define MTADAM_UNROLL
+#endif
+
 namespace mtadam {
 
 // The most terms that the kernels of rules take: what they keep for each pair fits in shared memory.
@@ -124,6 +131,105 @@ MTADAM_FN void symmetric_eigen(int64_t size, double* matrix, double* peaks, doub
     values[r] = matrix[r * size + r];
     is_null[r] = !(values[r] > kNull * peaks[r]);
   }
+}
+
+// The most vectors of which every set is tried as the support of the point of least norm: EXHAUSTIVE of supports.py.
+constexpr int kMostVectors = 8;
+
+// Unit vectors as the dot products of each two, and the inverse norms of the vectors that they come from. A vector that
+// is zero counts as at a right angle to all others, and its inverse is 0.
+struct UnitGram {
+  double cosines[kMostVectors][kMostVectors];
+  double inverse[kMostVectors];
+
+  // Fills row r from `gram` [size, size].
+  MTADAM_FN void fill_row(int64_t size, int64_t r, const double* gram) {
+    const auto inverse_of = [&](int64_t j) {
+      const double square = gram[j * size + j];
+      return square > 0 ? 1 / std::sqrt(square) : 0.0;
+    };
+    inverse[r] = inverse_of(r);
+    for (int64_t j = 0; j < size; ++j) {
+      const double cosine = gram[r * size + j] * inverse_of(j) * inverse[r];
+      cosines[r][j] = j == r ? 1 : cosine < -1 ? -1 : cosine > 1 ? 1 : cosine;
+    }
+  }
+};
+
+// Solves a system with a positive definite matrix, of which the lower half is read. Changes it; `x` is first the
+// right-hand side, then the solution. Returns false where the matrix is not positive definite.
+template <int kSize>
+MTADAM_FN bool solve_positive(double (&matrix)[kSize][kSize], double (&x)[kSize]) {
+  MTADAM_UNROLL
+  for (int c = 0; c < kSize; ++c) {
+    if (!(matrix[c][c] > 0)) return false;
+    const double inverse = 1 / matrix[c][c];
+    MTADAM_UNROLL
+    for (int r = c + 1; r < kSize; ++r) {
+      const double share = matrix[r][c] * inverse;
+      x[r] -= share * x[c];
+      MTADAM_UNROLL
+      for (int j = c + 1; j <= r; ++j) matrix[r][j] -= share * matrix[j][c];
+    }
+  }
+  MTADAM_UNROLL
+  for (int c = kSize - 1; c >= 0; --c) {
+    MTADAM_UNROLL
+    for (int r = c + 1; r < kSize; ++r) x[c] -= matrix[r][c] * x[r];
+    x[c] /= matrix[c][c];
+  }
+  return true;
+}
+
+// The square of the least norm of a support's combinations with weights of sum 1, and these weights, brought into the
+// simplex. Infinite where there are none. The support is a set of vectors, as bits.
+//
+// The combinations are the shortest of the vectors plus multiples of the differences of the others from it. Those of
+// least norm solve the system of the differences' dot products. All vectors count as unit vectors, and the sum of the
+// weights as a sum of multiples of `ratio`: the system is as good whatever the vectors' norms.
+MTADAM_FN double least_on_support(unsigned support, const UnitGram& unit, double (&weights)[kMostVectors]) {
+  const auto is_in = [&](int k) { return (support >> k & 1) != 0; };
+  double largest = 0;
+  int shortest = 0;
+  for (int k = 0; k < kMostVectors; ++k) {
+    if (!is_in(k)) continue;
+    if (!(unit.inverse[k] > 0)) return HUGE_VAL;  // a zero vector: the support without it is tried, too
+    if (unit.inverse[k] > largest) largest = unit.inverse[shortest = k];
+  }
+  const auto is_other = [&](int k) { return is_in(k) && k != shortest; };
+  const double* const cosines = unit.cosines[shortest];
+  double ratio[kMostVectors], matrix[kMostVectors][kMostVectors], y[kMostVectors];
+  MTADAM_UNROLL
+  for (int r = 0; r < kMostVectors; ++r) {
+    ratio[r] = is_other(r) ? unit.inverse[r] / largest : 0;
+    y[r] = is_other(r) ? ratio[r] - cosines[r] : 0;
+    MTADAM_UNROLL
+    for (int j = 0; j <= r; ++j)
+      matrix[r][j] = is_other(r) && is_other(j)
+                         ? unit.cosines[r][j] - ratio[r] * cosines[j] - ratio[j] * cosines[r] + ratio[r] * ratio[j]
+                         : r == j;
+  }
+  if (!solve_positive(matrix, y)) return HUGE_VAL;
+  double rest = 1, sum = 0;  // what is left for the shortest, and the sum of the weights that are positive
+  MTADAM_UNROLL
+  for (int k = 0; k < kMostVectors; ++k) rest -= ratio[k] * y[k];
+  MTADAM_UNROLL
+  for (int k = 0; k < kMostVectors; ++k) {
+    if (k == shortest) y[k] = rest;
+    if (!(y[k] > 0 && is_finite(y[k]))) y[k] = 0;
+    sum += is_in(k) ? y[k] * unit.inverse[k] : 0;
+  }
+  if (!(sum > 0)) return HUGE_VAL;
+  double square = 0;
+  MTADAM_UNROLL
+  for (int r = 0; r < kMostVectors; ++r) {
+    weights[r] = is_in(r) ? y[r] / sum * unit.inverse[r] : 0;
+    double product = 0;
+    MTADAM_UNROLL
+    for (int j = 0; j < kMostVectors; ++j) product += is_in(r) && is_in(j) ? unit.cosines[r][j] * (y[j] / sum) : 0;
+    square += product * (y[r] / sum);
+  }
+  return square == square ? nan_max(square, 0.0) : HUGE_VAL;
 }
 
 }  // namespace mtadam

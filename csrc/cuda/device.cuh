@@ -244,6 +244,7 @@ template <class S>
 void combined_adam(const S& args, int64_t chunks, cudaStream_t stream);
 void launch_rule(const PCGradArgs& args, cudaStream_t stream);
 void launch_rule(const EigenArgs& args, cudaStream_t stream);
+void launch_rule(const MinNormArgs& args, cudaStream_t stream);
 
 #define MTADAM_INSTANTIATE(launcher)                                                       \
   template void launcher(const KernelArgs<double, kFewAddresses>&, int64_t, cudaStream_t); \

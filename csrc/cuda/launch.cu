@@ -123,5 +123,6 @@ void run_rule(const Args& args, int device, void* stream) {
 
 template void run_rule(const PCGradArgs&, int, void*);
 template void run_rule(const EigenArgs&, int, void*);
+template void run_rule(const MinNormArgs&, int, void*);
 
 }  // namespace mtadam::cuda

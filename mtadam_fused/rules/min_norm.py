@@ -1,8 +1,11 @@
 """The point of least norm in the convex hull of K vectors, from their dot products."""
 
+from array import array
+
 import torch
 from torch import Tensor
 
+from . import kernels
 from .supports import EXHAUSTIVE, all_supports, masked, solve, walk
 from .unit_gram import UnitGram
 
@@ -23,6 +26,12 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     if len(gram) > EXHAUSTIVE:
         unit = UnitGram.of(gram.cpu())
         return (wolfe(unit) * unit.inverse).to(gram.device)
+    kernel = kernels.kernel_for("min_norm", gram)
+    if kernel is not None:
+        gram = gram.contiguous()
+        weights = torch.empty_like(gram[0])
+        kernel(array("q", [len(gram), gram.data_ptr(), weights.data_ptr()]))
+        return weights
     unit = UnitGram.of(gram)
     return best(on_supports(unit, all_supports(gram)[1:]), unit) * unit.inverse
 

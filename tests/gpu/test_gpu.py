@@ -21,6 +21,7 @@ from tests.support.cuda_graphs import captured
 from tests.support.eigen import check_eigen
 from tests.support.golden import NAMES, check_trace
 from tests.support.grad_scaler import check_scaled_steps
+from tests.support.min_norm import check_min_norm
 from tests.support.pcgrad import check_against_torch
 from tests.support.small_problem import OPTIMIZERS, Training, start_training
 from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
@@ -29,6 +30,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 ONE: dict[str, Any] = {"layouts": ("contiguous",), "grad_layouts": ("contiguous",), "seed": 1, "device": "cuda"}
 
+CHECKS_OF_RULES: dict[str, Callable[[Kernel, str], None]] = {
+    "pcgrad": check_against_torch,
+    "symmetric_eigen": check_eigen,
+    "min_norm": check_min_norm,
+}
 
 in_one_launch_too = pytest.mark.parametrize("gpu_backend", ["cuda", "cuda-one-launch", "triton"], indirect=True)
 
@@ -111,11 +117,11 @@ def test_steps_of_a_grad_scaler(name: str, backend: str) -> None:
 
 
 @pytest.mark.skipif(not statuses()["cuda"].usable, reason="the CUDA kernels are not usable here")
-@pytest.mark.parametrize(("name", "check"), [("pcgrad", check_against_torch), ("symmetric_eigen", check_eigen)])
-def test_kernels_of_rules(name: str, check: Callable[[Kernel, str], None]) -> None:
+@pytest.mark.parametrize("name", CHECKS_OF_RULES)
+def test_kernels_of_rules(name: str) -> None:
     kernel = kernel_for(name, torch.eye(2, dtype=torch.float64, device="cuda"))
     assert kernel is not None
-    check(kernel, "cuda")
+    CHECKS_OF_RULES[name](kernel, "cuda")
 
 
 def test_auto_takes_the_best_kernels() -> None:

@@ -23,6 +23,7 @@ from tests.kernels.single_numbers import NARROW, check_single_numbers
 from tests.support.cases import DTYPES, Case, CombinedCase
 from tests.support.eigen import check_eigen
 from tests.support.guard_pages import beside_guards, ends_of_overruns, is_guarded
+from tests.support.min_norm import check_min_norm
 from tests.support.pcgrad import check_kernel
 
 # Of the value, and of the largest that was added up: terms cancel.
@@ -216,6 +217,7 @@ def check_rules() -> None:
     """Check the kernels of rules."""
     check_kernel(native.module.pcgrad)
     check_eigen(native.module.symmetric_eigen)
+    check_min_norm(native.module.min_norm)
 
 
 def run_random_cases() -> None:

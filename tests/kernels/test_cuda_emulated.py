@@ -27,6 +27,7 @@ from tests.support.cuda_emulator import EmulatedCuda, build, load
 from tests.support.eigen import check_eigen
 from tests.support.golden import NAMES, check_trace
 from tests.support.grad_scaler import check_scaled_steps
+from tests.support.min_norm import check_min_norm
 from tests.support.pcgrad import check_kernel
 from tests.support.small_problem import OPTIMIZERS, start_training
 from tests.support.stages import check_other_norms, check_products_beyond_float32, check_stages
@@ -188,6 +189,10 @@ def test_both_sizes_of_the_argument(rows: int, cuda: Backend) -> None:
 
 def test_pcgrad(emulated: ModuleType) -> None:
     check_kernel(lambda args: emulated.cuda_pcgrad(args, 0, 0))
+
+
+def test_min_norm(emulated: ModuleType) -> None:
+    check_min_norm(lambda args: emulated.cuda_min_norm(args, 0, 0))
 
 
 def test_symmetric_eigen(emulated: ModuleType) -> None:

@@ -25,11 +25,13 @@ from tests.support.cases import Case, CombinedCase
 from tests.support.cuda_emulator import EmulatedCuda, load
 from mtadam_fused.backends import native
 from tests.support.eigen import check_eigen
+from tests.support.min_norm import check_min_norm
 from tests.support.pcgrad import check_against_torch
 from tests.support.small_problem import start_training
 native.module = load(sys.argv[1])
 check_against_torch(lambda args: native.module.cuda_pcgrad(args, 0, 0))
 check_eigen(lambda args: native.module.cuda_symmetric_eigen(args, 0, 0))
+check_min_norm(lambda args: native.module.cuda_min_norm(args, 0, 0))
 three_launches, one_launch = EmulatedCuda(), EmulatedCuda(one_launch=True)
 for dtype in (torch.float32, torch.float16):
     shapes, layouts = ((0,), (1,), (3,), (4096,), (20001,)), ("contiguous",) * 5
@@ -119,6 +121,7 @@ RACES = {
     "release of a balanced row": ("cuda/mtadam_step.cu", "memory_order_release", "memory_order_relaxed"),
     "barrier before coefficients are summed": ("cuda/pcgrad.cu", "  __syncthreads();\n", ""),
     "barrier before entries are turned": ("rule_math.h", "  sync();  // all have read the entries\n", ""),
+    "barrier before the best is read": ("cuda/min_norm.cu", "  __syncthreads();\n  if (t != best", "  if (t != best"),
     "acquisition of it": ("cuda/mtadam_step.cu", "memory_order_acquire", "memory_order_relaxed"),
     "release of norms": ("cuda/mtadam_step.cu", "memory_order_acq_rel", "memory_order_acquire"),
 }

@@ -116,7 +116,7 @@ FAULTS_OF_RULES = {
     "one order for all terms": Fault(RULES, "uint64_t(k * terms)", "uint64_t(0)"),
     "the same orders at every step": Fault(RULES, "uint64_t(step)", "uint64_t(0)"),
     "a term meets itself": Fault(RULES, "other != k", "true"),
-    "division by zero": Fault(RULES, "square > 0", "true"),
+    "division by zero": Fault(RULES, "&& square > 0 &&", "true", "square > 0"),
     "projection without a conflict": Fault(RULES, "dot < 0", "true"),
     "twice the projection": Fault(RULES, "dot / square", "2 * dot / square"),
     "no preference": Fault(RULES, "preference ? preference[j] : 1.0", "1.0"),
@@ -130,6 +130,15 @@ FAULTS_OF_RULES = {
     "too few sweeps": Fault(RULES, "sweep < kMostSweeps", "sweep < 2"),
     "too early an end": Fault(RULES, "<= 1e-15 *", "1e-6", "1e-15"),
     "rounding is a value": Fault(RULES, "kNull * peaks[r]", "kNull * values[r]"),
+    # that of MGDA.
+    "right-hand side not eliminated": Fault(RULES, "share * x[c]", "0.0"),
+    "solution of one row alone": Fault(RULES, "matrix[r][c] * x[r]", "0.0"),
+    "one product of two": Fault(RULES, "ratio[j] * cosines[r]", "0.0"),
+    "the shortest gets all": Fault(RULES, "ratio[k] * y[k]", "0.0"),
+    "negative weights": Fault(RULES, "!(y[k] > 0 && is_finite(y[k]))", "false"),
+    "sum of the coefficients": Fault(RULES, "y[k] * unit.inverse[k]", "y[k]"),
+    "last support left out": Fault("cpu/min_norm.cpp", "1u << args.size", "(1u << args.size) - 1", "1u << args.size"),
+    "largest norm": Fault("cpu/min_norm.cpp", "!(square < least)", "least < 1e300 && square < least"),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad
+from mtadam_fused.rules import MGDA, FixedWeights, GradientNormalization, GradNorm, PCGrad, kernels
 from oracles.tolerances import TooFar
 from tests.rules.gradients import (
     SPACE,
@@ -20,6 +20,8 @@ from tests.rules.gradients import (
     gram_of,
     random,
 )
+from tests.support.min_norm import check_min_norm
+from tests.support.rule_kernels import native_kernel
 
 TERMS = range(2, 9)
 every_number = pytest.mark.parametrize("terms", TERMS)
@@ -65,6 +67,7 @@ def by_quadratic_programming(g: Array) -> float:
     return solved.fun
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("terms", [1, *TERMS, 9, 12, 40])
 @every_kind
 def test_mgda(make: Callable[[int], Array], terms: int) -> None:
@@ -78,6 +81,7 @@ def test_mgda(make: Callable[[int], Array], terms: int) -> None:
         assert np.square(weights @ g).sum() <= by_quadratic_programming(alive) + 1e-8 * scale
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("terms", [2, 5, 8, 12])
 def test_many_hulls(terms: int) -> None:
     for seed in range(60):
@@ -94,6 +98,7 @@ def test_badly_scaled_hulls_of_more_vectors_than_dimensions(terms: int) -> None:
         check_least(g, MGDA()(gram_of(g), UNKNOWN).numpy())
 
 
+@pytest.mark.usefixtures("way")
 def test_two_terms_by_the_closed_form() -> None:
     for seed in range(20):
         g = np.random.default_rng(seed).standard_normal((2, 3)) + seed % 3
@@ -107,6 +112,7 @@ def test_one_term_needs_no_system(normalization: str, monkeypatch: pytest.Monkey
         raise AssertionError("solved")
 
     monkeypatch.setattr(torch.linalg, "solve_ex", solve_ex)
+    monkeypatch.setattr(kernels, "kernel_for", lambda *_: None)
     losses = losses_of(1)
     divisor = {"none": 1.0, "l2": 2.0, "loss": losses.item(), "loss+": 2.0 * losses.item()}[normalization]
     four = torch.tensor([[4.0]], dtype=torch.float64)
@@ -114,6 +120,10 @@ def test_one_term_needs_no_system(normalization: str, monkeypatch: pytest.Monkey
     assert MGDA(normalization)(0 * four, losses).item() == 0.0
     with pytest.raises(AssertionError, match="solved"):
         MGDA(normalization)(gram_of(random(2)), losses_of(2))
+
+
+def test_the_kernel_of_the_point_of_least_norm() -> None:
+    check_min_norm(native_kernel("min_norm"))
 
 
 def test_mgda_rejects_one_step_of_frank_wolfe() -> None:
@@ -128,6 +138,7 @@ def test_mgda_rejects_one_step_of_frank_wolfe() -> None:
             check_least(g, weights)
 
 
+@pytest.mark.usefixtures("way")
 @every_kind
 def test_mgda_normalizations(make: Callable[[int], Array]) -> None:
     g, losses = make(4), losses_of(4)
@@ -139,6 +150,7 @@ def test_mgda_normalizations(make: Callable[[int], Array]) -> None:
         check_least(g / divisor[:, None], weights * divisor)
 
 
+@pytest.mark.usefixtures("way")
 def test_all_gradients_zero() -> None:
     for terms in (3, 9):
         nothing = torch.zeros(terms, terms, dtype=torch.float64)
