@@ -40,17 +40,23 @@ def compile_once(source: Path, sanitize: tuple[str, ...]) -> Path:
     return compile_one(source, Path(mkdtemp(dir=OBJECTS.name)) / f"{source.name}.o", sanitize)
 
 
-def build(folder: Path, csrc: Path = CSRC, sanitize: tuple[str, ...] = ()) -> Path:
-    """Build the module's library in ``folder`` from ``csrc`` or a copy of it with changes in its CUDA sources."""
-    files = [path for path in csrc.rglob("*.*") if path.read_bytes() != (CSRC / path.relative_to(csrc)).read_bytes()]
-    header_changed = any(path.suffix != ".cu" for path in files)
+def build(folder: Path, sanitize: tuple[str, ...] = (), changed: Path | None = None) -> Path:
+    """Build the module's library in ``folder``.
+
+    Args:
+        sanitize: options of the compiler, for the CUDA sources.
+        changed: a CUDA source to take in the place of the one of its name. It is linked first: of a function that
+            several objects have, the linker takes the first.
+    """
 
     def compile_or_reuse(source: Path) -> Path:
-        if source.suffix == ".cu" and (header_changed or source in files):
+        if source == changed:
             return compile_one(source, folder / f"{source.name}.o", sanitize)
-        return compile_once(CSRC / source.relative_to(csrc), sanitize if source.suffix == ".cu" else ())
+        return compile_once(source, sanitize if source.suffix == ".cu" else ())
 
-    sources = [csrc / "bindings.cpp", *(csrc / "cpu").glob("*.cpp"), *(csrc / "cuda").glob("*.cu")]
+    sources = [CSRC / "bindings.cpp", *(CSRC / "cpu").glob("*.cpp"), *(CSRC / "cuda").glob("*.cu")]
+    if changed:
+        sources = [changed, *(source for source in sources if source.name != changed.name)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_or_reuse, sources))
     library = folder / "_C.so"
