@@ -115,7 +115,7 @@ MTADAM_FN bool is_diagonal(int64_t size, const double* matrix, const double* pea
 }
 
 // Makes `matrix` [size, size] diagonal, by Jacobi's method. Fills `vectors` with the eigenvectors as columns, `values`
-// [size], and is_null [size], which says of which eigenvalues nothing but rounding is left. Threads as of jacobi_turn.
+// [size], and is_null [size], which says of which eigenvalues nothing but rounding is left. Threads as in jacobi_turn.
 template <class Sync>
 MTADAM_FN void symmetric_eigen(int64_t size, double* matrix, double* peaks, double* values, double* vectors,
                                bool* is_null, int64_t lane, int64_t lanes, const Sync& sync) {

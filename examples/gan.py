@@ -62,7 +62,7 @@ def train(balanced: bool, images: Tensor, labels: Tensor, steps: int) -> nn.Modu
     discriminator = Discriminator()
     params = list(generator.parameters())
     optimizer = BalancedAdam(params, lr=1e-3) if balanced else torch.optim.Adam(params, lr=1e-3)
-    its_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.9))
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3, betas=(0.5, 0.9))
     for _ in range(steps):
         rows = torch.randint(len(images), (64,))
         real, wanted = images[rows], labels[rows]
@@ -70,9 +70,9 @@ def train(balanced: bool, images: Tensor, labels: Tensor, steps: int) -> nn.Modu
 
         _, realness, digit = discriminator(real)
         _, fakeness, _ = discriminator(fake.detach())
-        its_optimizer.zero_grad()
+        discriminator_optimizer.zero_grad()
         (softplus(-realness).mean() + softplus(fakeness).mean() + cross_entropy(digit, wanted)).backward()
-        its_optimizer.step()
+        discriminator_optimizer.step()
 
         losses = generator_losses(discriminator, fake, real, wanted)
         optimizer.zero_grad()

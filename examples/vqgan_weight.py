@@ -31,7 +31,7 @@ def train(images: Tensor, steps: int, size: float, adaptive: bool) -> tuple[floa
     )
     rule = at_last_layer if adaptive else FixedWeights(WEIGHTS)
     optimizer = CombinedAdam(params, rule, lr=1e-3, terms=tuple(WEIGHTS))
-    its_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
     for step in range(steps):
         batch = images[torch.randint(len(images), (64,))]
         found = decoder(encoder(batch))
@@ -42,10 +42,10 @@ def train(images: Tensor, steps: int, size: float, adaptive: bool) -> tuple[floa
         optimizer.backward(losses)
         optimizer.step()
 
-        its_optimizer.zero_grad()
+        discriminator_optimizer.zero_grad()
         fake = decoder(encoder(batch)).detach()
         (softplus(-discriminator(batch)).mean() + softplus(discriminator(fake)).mean()).backward()
-        its_optimizer.step()
+        discriminator_optimizer.step()
     with torch.no_grad():
         error = (decoder(encoder(images)) - images).abs().mean().item()
     return error, optimizer.last_weights()["discriminator"].item()

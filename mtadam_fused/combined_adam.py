@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
-from .gradients.clipping import check_norms, clip_factors
+from .gradients.clipping import check_max_norm, check_norms, clip_factors
 from .gradients.collector import check_inputs
-from .hyperparameters import Hyperparameters, Term, check_not_negative
+from .hyperparameters import Hyperparameters, Term
 from .optimizer import TermOptimizer
 from .rules import Rule
 from .rules.probe import ParameterProbe, sum_gram
@@ -43,7 +43,7 @@ class CombinedAdam(TermOptimizer):
     A rule looks at the gradients of the parameters that every term of the step reaches, the shared ones, unless it
     names others; where no parameter is shared it sees zeros. A rule that names its ``parameters``, or looks at no
     gradient, is asked in :meth:`backward`: that then makes one backward pass of the weighted sum, and holds one
-    gradient. Other rules, and :meth:`term`, take a pass per term.
+    gradient. Other rules, :meth:`term`, and ``inputs=`` without the rule's ``parameters`` take a pass per term.
 
     Parameters that only some terms reach are stepped on the sum over those terms, with the same weights. The state of a
     parameter is that of torch.optim.Adam, 8 bytes per element, in float32 also for 16-bit parameters, in float64 for
@@ -68,9 +68,9 @@ class CombinedAdam(TermOptimizer):
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
             waiting for the device.
-        backend: "auto" (the best for each device), "cuda", "cuda-one-launch" (the whole step in one launch instead of
-            three), "triton" (for GPUs where the CUDA kernels are not built; on the CPU in its interpreter, where
-            TRITON_INTERPRET=1 is set), "cpu", "reference", or an object such as those of ``mtadam_fused.backends``.
+        backend: "auto" (the best for each device), "cuda", "cuda-one-launch" (here no different from "cuda"), "triton"
+            (for GPUs where the CUDA kernels are not built; on the CPU in its interpreter, where TRITON_INTERPRET=1 is
+            set), "cpu", "reference", or an object such as those of ``mtadam_fused.backends``.
         process_group: average each term's gradients over the processes of this group, such as
             ``torch.distributed.group.WORLD`` (which is None before ``init_process_group``). All processes must give the
             same terms, which reach the same parameters, in the same order: a difference is an error where a term is new
@@ -83,8 +83,8 @@ class CombinedAdam(TermOptimizer):
     Raises:
         ValueError: a hyper-parameter out of its range, no such backend or ``passes``, or a rule about parameters that
             are not among ``params``.
-        TypeError: parameters that are not dense and real, a rule that is none, or a ``process_group`` that this process
-            is not in.
+        TypeError: parameters that are not dense and real, a ``rule`` that is not a Rule, or a ``process_group`` that
+            this process is not in.
         RuntimeError: the backend asked for cannot serve the parameters here.
     """
 
@@ -149,7 +149,8 @@ class CombinedAdam(TermOptimizer):
         """Return the rule's weights of the last step.
 
         Returns:
-            For each term a scalar; empty before the first step.
+            For each term a scalar; empty before the first step. That of a term that was absent from the step means
+            nothing.
         """
         return dict(zip(self.terms, self._weights.unbind(), strict=False))
 
@@ -200,7 +201,7 @@ class CombinedAdam(TermOptimizer):
     ) -> None:
         waits_apart = bool(self._collector) and not self._collector.is_sum
         self._check_more()
-        if not self.takes_one_pass or waits_apart or (inputs is not None and self.rule.needs_gram):
+        if not self.takes_one_pass or waits_apart or not self._looks_inside(inputs):
             self._refuse_weighted("passes of single terms")
             return super()._differentiate(losses, terms, retain_graph, inputs)
         if self._looks_at_batch:
@@ -216,9 +217,14 @@ class CombinedAdam(TermOptimizer):
         check_inputs(inputs or ())
         self._collector.take(0, tuple(losses), self._params(), None)
 
+    def _looks_inside(self, inputs: Sequence[Tensor] | None) -> bool:
+        """Return whether all that the rule looks at is among ``inputs``."""
+        if inputs is None or not self.rule.needs_gram:
+            return True
+        return set(map(id, self.rule.parameters or ())) <= set(map(id, inputs))
+
     @property
     def _looks_at_batch(self) -> bool:
-        """Whether the rule's weights depend on the batch."""
         return self.rule.needs_gram or self.rule.needs_losses
 
     def _refuse_weighted(self, what: str) -> None:
@@ -303,17 +309,17 @@ class CombinedAdam(TermOptimizer):
         the terms' dot products, over all parameters and, where they are sharded, over all processes.
 
         Args:
-            max_norm: the largest norm.
+            max_norm: the largest norm; ``math.inf`` to measure only.
             error_if_nonfinite: raise if the norm is infinite or NaN, at the cost of waiting for the device.
 
         Returns:
             The norm before clipping, a float64 scalar.
 
         Raises:
-            ValueError: a ``max_norm`` that is not a finite number of at least 0.
+            ValueError: a ``max_norm`` that is not a number of at least 0.
             RuntimeError: a norm that is not finite; what :meth:`step` raises. Nothing has changed.
         """
-        check_not_negative("max_norm", max_norm)
+        check_max_norm(max_norm)
         collector = self._collector
         if not collector:
             return torch.zeros((), dtype=torch.float64, device=self._params()[0].device)

@@ -91,11 +91,11 @@ class Hyperparameters:
         return NormRule(0.0, False, NORMS["average"])
 
     def weights(self, terms: Sequence[Term]) -> list[float]:
-        """Return the user's weight of each of ``terms``; errors as of :func:`weights_of`."""
+        """Return the user's weight of each of ``terms``; errors as in :func:`weights_of`."""
         return weights_of(None, terms)
 
     def anchor_code(self, terms: Sequence[Term]) -> int:
-        """Return what ``terms`` are balanced against; errors as of :func:`anchor_code`."""
+        """Return what ``terms`` are balanced against; errors as in :func:`anchor_code`."""
         return ANCHORS["none"]
 
 
@@ -133,11 +133,11 @@ class MTAdamHyperparameters(Hyperparameters):
         return NormRule(self.betas[2], self.norm_init == "first_nonzero", NORMS[self.norms])
 
     def weights(self, terms: Sequence[Term]) -> list[float]:
-        """Return the user's weight of each of ``terms``; errors as of :func:`weights_of`."""
+        """Return the user's weight of each of ``terms``; errors as in :func:`weights_of`."""
         return weights_of(self.term_weights, terms)
 
     def anchor_code(self, terms: Sequence[Term]) -> int:
-        """Return what ``terms`` are balanced against; errors as of :func:`anchor_code`."""
+        """Return what ``terms`` are balanced against; errors as in :func:`anchor_code`."""
         return anchor_code(self.anchor, terms)
 
 

@@ -26,6 +26,11 @@ IGNORED_PROCESSES = (
     "process_group=torch.distributed.group.WORLD, and under DistributedDataParallel run forward and backward passes in "
     "its no_sync(). Lightning and Accelerate need it too."
 )
+LONE_WEIGHTS = (
+    "the rule looks at this one's batch alone: each process weights the terms in its own way. Make the optimizer with "
+    "process_group=torch.distributed.group.WORLD, and under DistributedDataParallel run forward and backward passes in "
+    "its no_sync()."
+)
 
 
 class MisuseWatch:
@@ -45,15 +50,23 @@ class MisuseWatch:
         if len(terms) > len(known) > 0 and (self._is_settled or self._steps >= SETTLED):
             self._warn_once(f"{terms[-1]!r} is a new term, and the terms so far are {list(known)}. ", NEW_TERM)
 
-    def look_at_step(self, params: Sequence[Tensor], collector: GradientCollector, communicator: Communicator) -> None:
-        """Warn, before a step, of gradients that it ignores and of processes that it knows nothing of."""
+    def look_at_step(
+        self, params: Sequence[Tensor], collector: GradientCollector, communicator: Communicator, *, weighs_batch: bool
+    ) -> None:
+        """Warn, before a step, of gradients that it ignores and of processes that it knows nothing of.
+
+        Args:
+            weighs_batch: whether the weights of the terms depend on the batch.
+        """
         stride = max(1, len(params) // SAMPLE)  # looking at all, in every step, would take as long as a small step
         sample = params[self._steps % stride :: stride]
         if any(p.grad is not None for p in sample) and collector.has_unowned_grads(params):
             self._warn_once("", IGNORED_GRADIENTS)
-        # Gradients of one pass for all terms can be averaged by DistributedDataParallel.
-        if self._steps == 0 and not collector.is_sum and (processes := communicator.ignored_processes()):
-            self._warn_once(f"this is one of {processes} processes, and ", IGNORED_PROCESSES)
+        # DistributedDataParallel can average the gradients of one pass for all terms, but not their weights.
+        looks = self._steps == 0 and (weighs_batch or not collector.is_sum)
+        if looks and (processes := communicator.ignored_processes()):
+            remedy = LONE_WEIGHTS if collector.is_sum else IGNORED_PROCESSES
+            self._warn_once(f"this is one of {processes} processes, and ", remedy)
         self._steps += 1
 
     def _warn_once(self, fact: str, remedy: str) -> None:

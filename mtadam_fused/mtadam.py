@@ -8,14 +8,13 @@ from torch import Tensor
 
 from .anchor_watch import AnchorWatch
 from .backends import Backend
-from .gradients.clipping import check_norms, clip_factors
+from .gradients.clipping import check_max_norm, check_norms, clip_factors
 from .hyperparameters import (
     Hyperparameters,
     MTAdamHyperparameters,
     Term,
     TermWeights,
     anchor_code,
-    check_not_negative,
     weights_of,
 )
 from .optimizer import TermOptimizer
@@ -34,8 +33,9 @@ class MTAdam(TermOptimizer):
     """Adam for several loss terms, balanced layer by layer (Malkiel and Wolf, arXiv 2006.14683).
 
     Each step takes the gradient of every term separately. In each layer it brings the terms' running gradient norms to
-    that of the anchor, the first term ever seen. It keeps a second moment per term, and the largest of them bounds the
-    step. With one term it is torch.optim.Adam. These defaults are the published rule; they want an anchor that keeps a
+    that of the anchor: of the first term, in the order of :attr:`terms`, that has reached the layer. It keeps a second
+    moment per term, and the largest of them divides the step: K terms that agree take a step of up to K times ``lr``.
+    With one term it is torch.optim.Adam. These defaults are the published rule; they want an anchor that keeps a
     gradient until the end. :class:`mtadam_fused.BalancedAdam` is this class with defaults that need none. ::
 
         optimizer = MTAdam(model.parameters(), lr=1e-3)
@@ -69,15 +69,18 @@ class MTAdam(TermOptimizer):
             term whose first gradient is zero has too small a running norm, and too large a scale, for some steps.
         anchor: what the running norms of a layer's terms are brought to: that of the "first" term with a gradient there
             (published); "none", to 1; their "geometric_mean"; or that of the term of this name (the geometric mean
-            where it has no gradient). Only "first" depends on the order of the terms. Without an anchor constant
-            factors on the losses do not matter; with one they become a common factor on all scales, which Adam cancels
-            but for ``eps``, L2 decay and terms that come and go. A running norm up to 1e-10 counts as no gradient.
+            where it has no gradient); give ``terms`` if that term is not in the first :meth:`backward`. A term that is
+            itself named "first", "none" or "geometric_mean" cannot be named here. Only "first" depends on the order of
+            the terms. Without an anchor constant factors on the losses do not matter; with one they become a common
+            factor on all scales, which Adam cancels but for ``eps``, L2 decay and terms that come and go. A running
+            norm of at most 1e-10 counts as no gradient: it is no anchor, and its term's scale is 1, whatever its
+            weight.
         norms: what a running norm is: the "average" with decay ``betas[2]`` (published); the average "corrected" for
             its start, as Adam's moments are; the "peak", the largest norm so far; or the "decaying_peak", the larger of
             the present norm and ``betas[2]`` times the last running norm (as Adamax remembers gradients). With a peak
             no gradient is ever scaled to more than its term's share.
-        second_moments: "per_term", of which the largest bounds the step (published); or "shared", one of the sum of the
-            balanced gradients, as in Adam. L2 weight decay is then added once.
+        second_moments: "per_term", of which the largest divides the step (published); or "shared", one of the sum of
+            the balanced gradients, as in Adam. L2 weight decay is then added once.
         keep_combined_grad: leave the sum of the balanced gradients in ``p.grad`` after a step, at the cost of memory
             for one gradient; else ``p.grad`` is None then.
         check_finite: refuse a step whose gradients are not all finite, at the cost of reading them once more and of
@@ -184,17 +187,17 @@ class MTAdam(TermOptimizer):
         so clipping bounds what one batch can do, not the size of a step.
 
         Args:
-            max_norm: the largest norm.
+            max_norm: the largest norm; ``math.inf`` to measure only.
             error_if_nonfinite: raise if a norm is infinite or NaN, at the cost of waiting for the device.
 
         Returns:
             For each term its norm before clipping, a float64 scalar; 0 where the term has no gradient.
 
         Raises:
-            ValueError: a ``max_norm`` that is not a finite number of at least 0.
+            ValueError: a ``max_norm`` that is not a number of at least 0.
             RuntimeError: a norm that is not finite; what :meth:`step` raises. Nothing has changed.
         """
-        check_not_negative("max_norm", max_norm)
+        check_max_norm(max_norm)
         if not self._collector:
             return {term: torch.zeros((), dtype=torch.float64, device=self._params()[0].device) for term in self.terms}
         steps = self._prepare_steps()
@@ -223,7 +226,11 @@ class MTAdam(TermOptimizer):
         return norms.by_key(self._params(), self._param_names())
 
     def term_scales(self) -> dict[Term, PerParam]:
-        """Return the scale applied to each term's gradient in the last step; see :meth:`running_norms`."""
+        """Return the scale applied to each term's gradient in the last step; see :meth:`running_norms`.
+
+        For a term that was absent it is the scale that it would have had. NaN before the first step after the start or
+        :meth:`load_state_dict`.
+        """
         (scales,) = self._read("scales")
         return scales.by_key(self._params(), self._param_names())
 

@@ -27,6 +27,15 @@ from .tables.param_table import check_param
 from .tables.step_args import StepArgs
 from .telemetry import unique_names
 
+# Options that a parameter group cannot override.
+OF_THE_WHOLE = {
+    "backend",
+    "check_finite",
+    "keep_combined_grad",
+    "passes",
+    "process_group",
+    "second_moments",
+}
 OWN_ATTRIBUTES = ("keep_combined_grad", "check_finite", "backend", "_communicator", "_state_layout", "_has_fixed_terms")
 
 
@@ -109,11 +118,17 @@ class TermOptimizer(Optimizer):
         """Add a parameter group. Its entries override the defaults, as in torch.optim.
 
         Raises:
-            ValueError: a hyper-parameter out of its range; nothing has been added.
+            ValueError: a hyper-parameter out of its range, or an option of the whole optimizer, such as ``backend``;
+                nothing has been added.
             TypeError: parameters that are not real, dense and floating-point, none, or a set of them.
         """
         if isinstance(param_group, Mapping):
             self.hyperparameters.from_group({**self.defaults, **param_group})
+            if misplaced := sorted(set(param_group) & OF_THE_WHOLE):
+                raise ValueError(
+                    f"the parameter group has {', '.join(misplaced)}, which no group can override; pass it to the "
+                    "optimizer itself"
+                )
             params = param_group.get("params")
             if params is None or isinstance(params, set):
                 kind = "no 'params'" if params is None else "a set as its 'params', which has no order"
@@ -150,6 +165,11 @@ class TermOptimizer(Optimizer):
         return False
 
     @property
+    def _looks_at_batch(self) -> bool:
+        """Whether the terms' weights depend on the batch."""
+        return True
+
+    @property
     def _takes_grad_scale(self) -> bool:
         """Whether the step can divide by a GradScaler's scale, and skip itself, without waiting for the device."""
         if self.keep_combined_grad or self.check_finite:
@@ -171,17 +191,22 @@ class TermOptimizer(Optimizer):
         ``step()`` adds to them (gradient accumulation).
 
         Args:
-            losses: scalar losses, as a mapping from the terms' names or as a sequence. A term that is left out of a
-                mapping is absent from the step: its running norms and second moments stay as they are.
+            losses: scalar losses: a mapping from the terms' names, which are strings or whole numbers; or a sequence
+                with one for each of :attr:`terms`, in their order. A term that is left out of a mapping is absent from
+                the step: its running norms and second moments stay as they are.
             retain_graph: keep the graph after the last term too.
-            inputs: differentiate with respect to these tensors only (as in torch.autograd.backward). A GAN's generator
-                saves the time for the gradients of the discriminator so.
+            inputs: differentiate with respect to these tensors only (as in torch.autograd.backward). In the generator's
+                step of a GAN this skips the discriminator's gradients.
 
         Returns:
-            The sum of the losses, a scalar without a graph, to be logged. It has no part in the step.
+            The sum of this process's losses, a scalar without a graph, to be logged. It has no part in the step.
 
         Raises:
-            TypeError, ValueError: bad ``losses``; nothing has changed.
+            TypeError: ``losses`` that are no mapping or sequence of Tensors, or a name that is no string or whole
+                number. Nothing has changed.
+            ValueError: a loss that is not a real, floating-point scalar with a graph; a sequence of another length than
+                ``terms``; a loss that is infinite or NaN, where to look costs nothing: on the CPU, without a
+                ``process_group``. Nothing has changed.
             RuntimeError: from autograd, from the ``process_group``, or a gradient that no step can use. All waiting
                 gradients are then dropped, as by :meth:`zero_grad`.
         """
@@ -190,7 +215,7 @@ class TermOptimizer(Optimizer):
         named = named_losses(losses, self.terms, need_finite=not self._communicator)
         terms = self._with_terms(named, allow_more=False)
         self._collector.free_grads(self._params(), self._param_names)
-        total = sum_losses(named.values())  # before the graphs are freed, and the losses exchanged by hooks
+        total = sum_losses(named)  # before the graphs are freed, and the losses exchanged by hooks
         try:
             with explain_donated_buffers():
                 self._differentiate(named, terms, retain_graph, inputs)
@@ -320,7 +345,9 @@ class TermOptimizer(Optimizer):
             for args in steps:  # before the first kernel: their addresses are looked up once
                 args.allocate_combined()
         self._ask(steps)
-        self._misuse_watch.look_at_step(self._params(), self._collector, self._communicator)
+        self._misuse_watch.look_at_step(
+            self._params(), self._collector, self._communicator, weighs_batch=self._looks_at_batch
+        )
         for args in steps:
             # Autograd does not see the kernels write: with the old versions it would accept stale saved tensors.
             torch.autograd.graph.increment_version(list(compress(args.table.params, args.has_grad)))

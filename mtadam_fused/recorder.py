@@ -114,7 +114,7 @@ class Recorder:
         return found
 
     def to_pandas(self) -> Any:
-        """Return a ``pandas.DataFrame`` with one number a line.
+        """Return a ``pandas.DataFrame`` with one number per row.
 
         Its columns are "step", "quantity", "term", "other" (the second term of a cosine, else None), "parameter" (None
         for weights) and "value". To see one quantity as a table, with a column for each term and parameter::

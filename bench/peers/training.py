@@ -61,7 +61,7 @@ def make_published(params: list[Tensor], losses: Losses, device: Device) -> Cont
 
 
 def make_adam_on_sum(params: list[Tensor], losses: Losses, device: Device, *, inputs: bool = False) -> Contender:
-    """Make forward pass, a backward pass of the sum, Adam; ``inputs`` as of ``make_balanced``."""
+    """Make forward pass, a backward pass of the sum, Adam; ``inputs`` as in ``make_balanced``."""
     optimizer = torch.optim.Adam(params, fused=True)
 
     def run() -> None:

@@ -121,7 +121,7 @@ def select_backend(requested: str | Backend, device: torch.device) -> Backend:
 
 
 def check_backend(backend: Backend, device: torch.device) -> Backend:
-    """Return a backend object that a user has passed; errors as of :func:`select_backend`."""
+    """Return a backend object that a user has passed; errors as in :func:`select_backend`."""
     if not isinstance(backend, Backend):
         raise TypeError(
             f"backend is {backend!r}; it must be a name, such as 'auto', or an object with the methods of "

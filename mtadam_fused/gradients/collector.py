@@ -107,7 +107,7 @@ class GradientCollector:
     def refuse_unowned_grads(self, params: Sequence[Tensor], names: Callable[[], Sequence[str]]) -> None:
         """Raise RuntimeError if ``p.grad`` holds anything but what the last step has left there.
 
-        Arguments as of :meth:`free_grads`.
+        Arguments as in :meth:`free_grads`.
         """
         for i in self._unowned_grads(params):
             known = names()
@@ -302,7 +302,7 @@ def take_gradients(params: Sequence[Tensor], term: Term, *, sharded: bool = Fals
 def fit_to_params(grads: list[Tensor | None], params: Sequence[Tensor], term: Term) -> None:
     """Give gradients the strides of their parameters, and where they have another dtype the arithmetic one.
 
-    Replaces entries of ``grads``; errors as of :func:`take_gradients`.
+    Replaces entries of ``grads``; errors as in :func:`take_gradients`.
     """
     for i, (grad, p) in enumerate(zip(grads, params, strict=True)):
         if grad is None:
@@ -337,10 +337,12 @@ def check_gradient(grad: Tensor, param: Tensor, position: int, term: Term) -> No
     """Raise RuntimeError for a gradient that no step can use."""
     what = f"the gradient of term {term!r} for parameter {position}"
     if grad.layout != torch.strided:
-        raise RuntimeError(f"{what} is {grad.layout}; MTAdam needs dense gradients: use nn.Embedding(sparse=False)")
+        raise RuntimeError(
+            f"{what} is {grad.layout}; the optimizer needs dense gradients: use nn.Embedding(sparse=False)"
+        )
     if not grad.is_floating_point():
         raise RuntimeError(
-            f"{what} is {grad.dtype}; MTAdam needs real floating-point gradients: use torch.view_as_real"
+            f"{what} is {grad.dtype}; the optimizer needs real floating-point gradients: use torch.view_as_real"
         )
     if grad.shape != param.shape:
         raise RuntimeError(

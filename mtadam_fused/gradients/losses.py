@@ -1,7 +1,7 @@
 """The losses that a user passes, one scalar per term: their names, and errors for bad ones."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +50,17 @@ def named_losses(
     return named
 
 
-def sum_losses(losses: Iterable[Tensor]) -> Tensor:
+def divide_losses(losses: Losses, by: float) -> Losses:
+    """Return the losses divided by a number, as a mapping or a sequence as they came."""
+    if isinstance(losses, Mapping):
+        return {term: loss / by for term, loss in losses.items()}
+    return [loss / by for loss in losses]
+
+
+def sum_losses(losses: Losses) -> Tensor:
     """Return the sum of ``losses``, a scalar without a graph, in float32 at least."""
-    first, *others = (full_tensor(loss.detach()).reshape(()) for loss in losses)
+    values = losses.values() if isinstance(losses, Mapping) else losses
+    first, *others = (full_tensor(loss.detach()).reshape(()) for loss in values)
     total = first.to(arithmetic_type(first.dtype), copy=True)
     for loss in others:
         total += loss.to(total.device)
@@ -60,7 +68,7 @@ def sum_losses(losses: Iterable[Tensor]) -> Tensor:
 
 
 def check_loss(term: Term, loss: Any, *, need_graph: bool, need_finite: bool) -> None:
-    """Raise TypeError or ValueError for a loss that cannot be used; arguments as of :func:`named_losses`."""
+    """Raise TypeError or ValueError for a loss that cannot be used; arguments as in :func:`named_losses`."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss {term!r} is a {type(loss).__name__}; it must be a Tensor with a graph (no .item())")
     if loss.numel() != 1:

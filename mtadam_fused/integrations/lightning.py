@@ -3,13 +3,12 @@
 Manual optimization needs nothing from here: call ``self.optimizers().optimizer.backward(losses)``.
 """
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 
-from ..gradients.losses import sum_losses
+from ..gradients.losses import Losses, divide_losses, sum_losses
 from .unwrap import check_order, find_term_optimizer, need_term_optimizer, refuse_scaler, without_sync
 
 
@@ -32,7 +31,7 @@ class TermLosses:
 
     trainer: Any
     optimizers: Any
-    _losses: dict[Any, Tensor] | None = None
+    _losses: Losses | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the order of the bases.
@@ -43,17 +42,21 @@ class TermLosses:
         super().__init_subclass__(**options)
         check_order(cls, TermLosses, "backward")
 
-    def term_losses(self, losses: Mapping[Any, Tensor]) -> Tensor:
-        """Keep ``losses`` for the backward pass, and return their sum, as ``training_step`` has to."""
-        self._losses = dict(losses)
-        total = sum_losses(self._losses.values())
+    def term_losses(self, losses: Losses) -> Tensor:
+        """Keep ``losses`` for the backward pass, and return their sum, as ``training_step`` has to.
+
+        Args:
+            losses: scalar losses, as ``backward`` of the optimizer takes them.
+        """
+        self._losses = losses
+        total = sum_losses(losses)
         return total.requires_grad_()  # Lightning wants a loss with a graph; this one is not differentiated
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Give the kept losses to the optimizer; or ``loss`` to Lightning, where ``training_step`` kept none.
 
         Raises:
-            TypeError: the optimizer is none of this package.
+            TypeError: the optimizer is not one of this package.
             RuntimeError: the Trainer has a GradScaler.
         """
         losses, self._losses = self._losses, None
@@ -63,7 +66,7 @@ class TermLosses:
         refuse_scaler(getattr(self.trainer.precision_plugin, "scaler", None), "use Trainer(precision='bf16-mixed')")
         parts = self.trainer.accumulate_grad_batches
         optimizer = need_term_optimizer(self.optimizers(use_pl_optimizer=False))
-        optimizer.backward({term: each / parts for term, each in losses.items()})
+        optimizer.backward(divide_losses(losses, parts))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Make the step, whose closure makes forward and backward passes, without a second average of the gradients.

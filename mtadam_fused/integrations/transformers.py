@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gradients.losses import sum_losses
+from ..gradients.losses import Losses, divide_losses, sum_losses
 from .unwrap import check_order, need_term_optimizer, refuse_scaler, without_sync
 
 
@@ -16,7 +16,7 @@ class TermLosses:
         class AuxiliaryTrainer(TermLosses, Trainer):
             def compute_losses(self, model, inputs):
                 outputs = model(**inputs)
-                return {"labels": outputs.loss, "sparsity": ...}, outputs
+                return {"labels": outputs.loss, "count": ...}, outputs
 
         optimizer = BalancedAdam(model.named_parameters(), process_group=torch.distributed.group.WORLD)
         trainer = AuxiliaryTrainer(model, args, train_dataset=..., optimizers=(optimizer, scheduler))
@@ -40,21 +40,21 @@ class TermLosses:
         super().__init_subclass__(**options)
         check_order(cls, TermLosses, "training_step")
 
-    def compute_losses(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Mapping[Any, Tensor], Any]:
-        """Return the losses by term, scalars, and the model's outputs; yours to write."""
+    def compute_losses(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Losses, Any]:
+        """Return scalar losses, as the optimizer's ``backward`` takes them, and the model's outputs; yours to write."""
         raise NotImplementedError(f"{type(self).__name__} must define compute_losses(model, inputs)")
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         """Return the sum of the losses, for evaluation."""
         losses, outputs = self.compute_losses(model, inputs)
-        total = sum_losses(losses.values())
+        total = sum_losses(losses)
         return (total, outputs) if return_outputs else total
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Give the losses of a batch to the optimizer, and return their sum.
 
         Raises:
-            TypeError: the optimizer is none of this package.
+            TypeError: the optimizer is not one of this package.
             RuntimeError: the Trainer has a GradScaler or another version's way to clip, or in several processes the
                 optimizer has no ``process_group``.
         """
@@ -66,7 +66,7 @@ class TermLosses:
         with without_sync(model, optimizer):
             with self.compute_loss_context_manager():  # type: ignore[attr-defined]
                 losses, _ = self.compute_losses(model, inputs)
-            return optimizer.backward({term: loss / parts for term, loss in losses.items()})
+            return optimizer.backward(divide_losses(losses, parts))
 
     def _check_clipping(self) -> None:
         """Raise RuntimeError where this Trainer would never call what clips the gradients."""

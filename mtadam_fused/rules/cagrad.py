@@ -33,7 +33,7 @@ class CAGrad(GramRule):
         parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: a ``c`` that is no finite number of at least 0, or as of :class:`Rule`.
+        ValueError: a ``c`` that is no finite number of at least 0, or as in :class:`Rule`.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("c",)

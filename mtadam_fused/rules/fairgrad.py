@@ -24,10 +24,10 @@ class FairGrad(GramRule):
     The direction d maximizes ``sum_k (g_k @ d)**(1 - alpha) / (1 - alpha)`` in a ball, with a logarithm for alpha = 1.
     With G the matrix of dot products, the weights are the w > 0 with ``G w = w**(-1 / alpha)``, elementwise: every loss
     falls. Small alpha favor the sum of the progress (0 would be equal weights), large ones the worst term. Solved by
-    Newton's method on the convex problem whose gradient this is. Where the gradients'
-    directions cancel, as opposite ones do, the weights would grow without end; there no term's share in the update is
-    more than some 1e4 times the largest that it were of a term alone. With an alpha far from 1 and gradients of very
-    different lengths, use ``normalized=True``: their shares would differ by more orders of magnitude than float64 has.
+    Newton's method on the convex problem whose gradient this is. Where the gradients' directions cancel, as opposite
+    ones do, the weights would grow without end. So no term's share of the update becomes more than about 1e4 times the
+    largest share that any term would have alone. With an alpha far from 1 and gradients of very different lengths, use
+    ``normalized=True``: their shares would differ by more orders of magnitude than float64 has.
 
     Up to eight terms nothing waits for the device: 25 steps. Of more, at most 100, on the host: one wait.
 
@@ -38,7 +38,7 @@ class FairGrad(GramRule):
         parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: an ``alpha`` that is no finite number above 0, or as of :class:`Rule`.
+        ValueError: an ``alpha`` that is no finite number above 0, or as in :class:`Rule`.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("alpha",)
@@ -139,7 +139,7 @@ class NashMTL(FairGrad):
         parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: as of :class:`Rule`.
+        ValueError: as in :class:`Rule`.
     """
 
     shown: ClassVar[tuple[str, ...]] = ()

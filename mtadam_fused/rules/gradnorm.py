@@ -30,7 +30,7 @@ class GradNorm(Rule):
         preference: what each term's target is multiplied by, over its mean.
 
     Raises:
-        ValueError: an ``alpha`` or ``lr`` that is no finite number of at least 0, or as of :class:`Rule`.
+        ValueError: an ``alpha`` or ``lr`` that is no finite number of at least 0, or as in :class:`Rule`.
     """
 
     needs_losses = True

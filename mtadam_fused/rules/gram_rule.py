@@ -25,7 +25,7 @@ class GramRule(Rule):
         parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: as of :class:`Rule`.
+        ValueError: as in :class:`Rule`.
     """
 
     shown_if_changed: ClassVar[Mapping[str, Any]] = {**Rule.shown_if_changed, "normalized": False}

@@ -23,7 +23,7 @@ class IMTLG(GramRule):
         parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: as of :class:`Rule`.
+        ValueError: as in :class:`Rule`.
     """
 
     def coefficients(self, cosines: Tensor, norms: Tensor, preference: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class MGDA(Rule):
         parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: no such ``normalization``, or as of :class:`Rule`.
+        ValueError: no such ``normalization``, or as in :class:`Rule`.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("normalization",)

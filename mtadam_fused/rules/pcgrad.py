@@ -29,7 +29,7 @@ class PCGrad(Rule):
         parameters: those whose gradients the rule looks at; default all that every term of the step reaches.
 
     Raises:
-        ValueError: no such ``reduction``, a ``seed`` out of its range, or as of :class:`Rule`.
+        ValueError: no such ``reduction``, a ``seed`` out of its range, or as in :class:`Rule`.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("reduction",)

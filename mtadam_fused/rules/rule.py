@@ -28,6 +28,7 @@ class Rule:
             term of the step reaches.
 
     Raises:
+        TypeError: ``parameters`` that are a module, or not iterable.
         ValueError: empty ``parameters``; a ``preference`` with a negative number, with zeros alone, or, at a step,
             without one for each term.
 
@@ -47,9 +48,7 @@ class Rule:
     def __init__(self, *, preference: TermWeights = None, parameters: Tensor | Iterable[Tensor] | None = None) -> None:
         check_preference(preference)
         self._preference = PerTerm(preference, "preference")
-        if isinstance(parameters, Tensor):
-            parameters = [parameters]
-        self.parameters = None if parameters is None else list(parameters)
+        self.parameters = None if parameters is None else list_parameters(parameters)
         if self.parameters == []:
             raise ValueError("parameters is empty; pass those of a shared layer, or None for all shared ones")
 
@@ -93,6 +92,20 @@ class Rule:
     def __repr__(self) -> str:
         names = [*self.shown, *(name for name, usual in self.shown_if_changed.items() if getattr(self, name) != usual)]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+def list_parameters(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Return ``parameters`` as a list.
+
+    Raises:
+        TypeError: it is a module, or something else that is not iterable.
+    """
+    if isinstance(parameters, Tensor):
+        return [parameters]
+    if isinstance(parameters, torch.nn.Module) or not isinstance(parameters, Iterable):
+        kind = type(parameters).__name__
+        raise TypeError(f"parameters is a {kind}; pass tensors, such as the parameters() of the last shared layer")
+    return list(parameters)
 
 
 def copy_or_replace_(state: Tensor, new: Tensor) -> Tensor:

@@ -61,11 +61,22 @@ def read_state_dict(
     for group in read_groups:  # after the state, which shows more clearly that it is another optimizer's
         for name in hyperparameters.names():
             group.setdefault(name, defaults[name])
-        hyperparameters.from_group(group)
+        check_group(group, hyperparameters)
         group["terms"] = terms
     others = {key: value for key, value in state_dict["state"].items() if key not in params}
     restored = {params[i]: restore(state, params[i], len(terms), layout) for i, state in saved.items()}
     return read_groups, defaultdict(dict, {**others, **restored})
+
+
+def check_group(group: Mapping[str, Any], hyperparameters: type[Hyperparameters]) -> None:
+    """Raise ValueError for a saved parameter group that lacks hyper-parameters, or has bad ones."""
+    try:
+        hyperparameters.from_group(group)
+    except ValueError as error:
+        raise ValueError(
+            f"the saved parameter group does not fit: {error}. It may be that of another optimizer: CombinedAdam loads "
+            "the state of torch.optim.Adam, MTAdam that of the published MTAdam"
+        ) from error
 
 
 def saved_terms(

@@ -17,9 +17,9 @@ class Weighting(nn.Module):
     """Base class of weightings: ``weighting(losses)`` is sum_k priority_k * c_k, with the strategy's c_k for loss k.
 
     Losses come as a mapping from names or as a sequence, by position. A term that a mapping leaves out contributes
-    nothing to that call. Losses without a graph, as in validation, are welcome. Where looking at a loss costs nothing
-    (on the CPU, outside torch.compile), one that the strategy cannot use is an error; elsewhere nothing waits for the
-    device, the strategy says what such a loss does instead, and one that is not finite leaves the total not finite.
+    nothing to that call. Losses may have no graph, as in validation. On the CPU, a loss that the strategy cannot use is
+    an error. On a GPU or in torch.compile losses are not checked, because that would wait for the device: each strategy
+    says what such a loss does, and one that is not finite makes the total not finite.
 
     Args:
         terms: names of the terms, or none where any will do.

@@ -64,7 +64,8 @@ class PriorLoss(Weighting):
 class RealTimeLoss(Weighting):
     """sum_k L_k / sg(L_k), sg() held constant: the value is the number of losses, the gradient sum_k grad L_k / L_k.
 
-    Losses must be positive. One that is not, where it cannot be seen, contributes nothing to that call.
+    Losses must be positive. On a GPU or in torch.compile, where losses are not checked, one that is not positive
+    contributes nothing to that call.
 
     Args:
         priorities: as in :class:`Weighting`; the value is their sum.
@@ -93,8 +94,9 @@ class InitialLoss(HistoryWeighting):
 
     State: ``sums`` and ``counts`` of the losses measured, as in :class:`HistoryWeighting`.
 
-    Losses must be positive while they are measured; later any finite ones will do. One that is not, where it cannot be
-    seen, is not measured, and contributes nothing while its term has no L_k(0).
+    Losses must be positive while they are measured; later any finite ones will do. On a GPU or in torch.compile, where
+    losses are not checked, one that is not positive is not measured, and contributes nothing while its term has no
+    L_k(0).
 
     Args:
         batches: how many calls to measure, at least 1.

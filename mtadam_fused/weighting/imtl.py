@@ -27,7 +27,8 @@ class IMTLL(LearnedWeighting):
 
     A loss of zero would take s to infinity. Where s is above ``LARGEST_LOG_SCALE`` the formula is taken there, with the
     gradient that the loss has there, so that s stays, and comes back with the loss. Losses must not be negative: the
-    total would have no minimum. A negative one, where it cannot be seen, takes s there.
+    total would have no minimum. On a GPU or in torch.compile, where losses are not checked, a negative one takes s
+    there.
 
     State: the parameter ``log_scale`` [K], starting at 0. Under DistributedDataParallel make the module part of what is
     wrapped, so that its gradients are averaged too. A term that is left out of a call has a zero gradient in its s.

@@ -31,8 +31,8 @@ class GeometricMean(JointWeighting):
     Priorities are exponents, (prod_k L_k^priority_k)^(1 / sum_k priority_k), where the paper favors some losses by
     taking them again.
 
-    Losses must be positive. One that is not, where it cannot be seen, is left out of that call; the total is 0 if all
-    are.
+    Losses must be positive. On a GPU or in torch.compile, where losses are not checked, one that is not positive is
+    left out of that call; the total is 0 if all are.
 
     Args:
         priorities: as in :class:`Weighting`, but as exponents.

@@ -28,9 +28,9 @@ class ReLoBRaLo(HistoryWeighting):
     ``draws`` of the random numbers. In ``eval()`` mode the weights stay as they are, and nothing is drawn. In several
     processes give all the same ``seed``.
 
-    In training, losses must not be negative; in ``eval()`` mode any finite ones will do. A loss of zero, or a negative
-    one where it cannot be seen, is weighted, and later losses are not compared with it. One that is not finite leaves
-    its weight as it is.
+    In training, losses must not be negative; in ``eval()`` mode any finite ones will do. A loss of zero is weighted,
+    and later losses are not compared with it. So is a negative one on a GPU or in torch.compile, where losses are not
+    checked; there, one that is not finite leaves its weight as it is.
 
     Args:
         alpha: in [0, 1], how much the weights keep of what they were.

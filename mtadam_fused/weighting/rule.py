@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..backends import Backend
 from ..distributed.communicator import Communicator
 from ..distributed.dtensor import is_dtensor
 from ..gradients.compiled import explain_donated_buffers
@@ -13,6 +14,7 @@ from ..gradients.losses import Losses, named_losses
 from ..hyperparameters import Term, TermWeights
 from ..rules import Rule
 from ..rules.probe import FeatureProbe, ParameterProbe
+from ..rules.rule import list_parameters
 from ..rules.weigh import weigh
 from .base import Weighting
 
@@ -52,7 +54,7 @@ class RuleWeighting(Weighting):
             over them, and all use the same weights. All must call with the same terms.
 
     Raises:
-        TypeError: a ``rule`` that is none, or ``parameters`` that are no tensors or sharded.
+        TypeError: a ``rule`` that is not a Rule, or ``parameters`` that are no tensors or sharded.
         ValueError: ``every`` is not a whole number of at least 1, ``parameters`` is empty, or bad priorities.
     """
 
@@ -63,7 +65,7 @@ class RuleWeighting(Weighting):
         every: int = 1,
         *,
         priorities: TermWeights = None,
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(priorities=priorities)
@@ -144,16 +146,16 @@ class RuleWeighting(Weighting):
         return ", ".join(filter(None, [repr(self.rule), f"every={self.every}", super().extra_repr()]))
 
 
-def make_probe(parameters: Tensor | Iterable[Tensor] | None, backend: str) -> ParameterProbe | None:
+def make_probe(parameters: Tensor | Iterable[Tensor] | None, backend: str | Backend) -> ParameterProbe | None:
     """Return the probe of ``parameters``, None without any.
 
     Raises:
-        TypeError: parameters that are no tensors, or sharded.
+        TypeError: a module, or parameters that are no tensors or sharded.
         ValueError: none in them, or one that needs no gradient.
     """
     if parameters is None:
         return None
-    found = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    found = list_parameters(parameters)
     if not found:
         raise ValueError("parameters is empty; pass those of a layer that all terms share, or features with each call")
     for i, p in enumerate(found):

@@ -51,8 +51,8 @@ class DWA(TrendWeighting):
     State: ``sums`` and ``counts`` of the losses in the present period, and the means ``last`` and ``before``, as in
     :class:`HistoryWeighting`. In ``eval()`` mode the weights are those that training has come to.
 
-    In training, losses must not be negative; in ``eval()`` mode any finite ones will do. A negative one, where it
-    cannot be seen, is weighted but not measured.
+    In training, losses must not be negative; in ``eval()`` mode any finite ones will do. On a GPU or in torch.compile,
+    where losses are not checked, a negative one is weighted but not measured.
 
     Args:
         batches: how many calls make a period, at least 1.
@@ -97,8 +97,8 @@ class SoftAdapt(TrendWeighting):
     State: ``sums`` and ``counts`` of the losses in the present period, and the means ``last`` and ``before``, as in
     :class:`HistoryWeighting`. In ``eval()`` mode the changes are those that training has come to.
 
-    Any finite losses will do, but with ``loss_weighted`` they must not be negative. A loss that is zero, or negative
-    where it cannot be seen, then has weight 0.
+    Any finite losses will do, but with ``loss_weighted`` they must not be negative. A loss of zero then has weight 0;
+    so has a negative one on a GPU or in torch.compile, where losses are not checked.
 
     Args:
         beta: a finite number; above 0 it favors losses that fall slowly or rise, below 0 those that fall fast.

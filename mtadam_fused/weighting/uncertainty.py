@@ -57,7 +57,8 @@ class Uncertainty(LearnedWeighting):
 
     The formula is singular at p = 0. Where |p| is below ``SMALLEST_P`` it is taken there, with the gradient that the
     loss has there, so that p finds its way back; only a loss that is zero to rounding comes so far. Losses must not be
-    negative: the total would have no minimum. A negative one, where it cannot be seen, takes p there.
+    negative: the total would have no minimum. On a GPU or in torch.compile, where losses are not checked, a negative
+    one takes p there.
 
     State: the parameter ``p`` [K]. Under DistributedDataParallel make the module part of what is wrapped, so that the
     gradients of p are averaged too. A term that is left out of a call has a zero gradient in its p.
@@ -99,7 +100,8 @@ class KendallUncertainty(LearnedWeighting):
 
     A loss of zero would take s to minus infinity. Where s is below ``SMALLEST_LOG_VARIANCE`` the formula is taken
     there, with the gradient that the loss has there, so that s stays, and comes back with the loss. Losses must not be
-    negative: the total would have no minimum. A negative one, where it cannot be seen, takes s there.
+    negative: the total would have no minimum. On a GPU or in torch.compile, where losses are not checked, a negative
+    one takes s there.
 
     State: the parameter ``log_variance`` [K], starting at 0. Under DistributedDataParallel make the module part of what
     is wrapped, so that its gradients are averaged too. A term that is left out of a call has a zero gradient in its s.

@@ -125,6 +125,8 @@ def test_an_optimizer_that_averages_nothing_warns_once(rank: int, found: list[di
         (message,) = messages[name]
         assert message.startswith("this is one of 2 processes, and the optimizer averages no gradients")
         assert "process_group=torch.distributed.group.WORLD" in message
+    (message,) = messages["one pass, weights of the batch"]
+    assert message.startswith("this is one of 2 processes, and the rule looks at this one's batch alone")
     assert not messages["a group"]
     assert not messages["one pass"]  # DistributedDataParallel averages that
 

@@ -142,6 +142,12 @@ def test_a_resumed_run_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
     assert not same(fit(Module(name), epochs=2, resume=str(tmp_path / "forgetful.ckpt")), expected)
 
 
+def test_losses_may_be_a_list() -> None:
+    module = Module("MTAdam")
+    module.training_step = lambda batch, _: module.term_losses(list(losses_of(module.network, batch[0]).values()))  # type: ignore
+    assert same(fit(module), loop("MTAdam", 1, None))
+
+
 def test_manual_optimization_needs_no_mixin() -> None:
     class Manual(LightningModule):
         def __init__(self) -> None:

@@ -141,6 +141,20 @@ def resume(name: str, checkpoint: Path) -> list[Tensor]:
     return [p.detach() for p in trainer.model.parameters()]
 
 
+def test_losses_may_be_a_list(tmp_path: Path) -> None:
+    trainers = [make_trainer("BalancedAdam", tmp_path) for _ in range(2)]
+    of_mapping = trainers[0].compute_losses
+
+    def compute_losses(model: Any, inputs: Any) -> Any:
+        losses, outputs = of_mapping(model, inputs)
+        return list(losses.values()), outputs
+
+    trainers[0].compute_losses = compute_losses
+    for trainer in trainers:
+        trainer.train()
+    assert same(*([p.detach() for p in trainer.model.parameters()] for trainer in trainers))
+
+
 def test_evaluation_has_the_sum_of_the_losses(tmp_path: Path) -> None:
     trainer = make_trainer("BalancedAdam", tmp_path)
     rows = Rows().rows

@@ -228,6 +228,9 @@ def test_state_of_another_model_changes_nothing(backend: str) -> None:
     bad = copy.deepcopy(good)
     bad["param_groups"][0]["params"] = [0, 1]
     refuse(bad, "doesn't match the size")
+    bad = copy.deepcopy(good)
+    bad["param_groups"][0]["betas"] = (0.9, 0.999)
+    refuse(bad, r"betas is \(0.9, 0.999\); .* It may be that of another optimizer: CombinedAdam loads the state of")
 
 
 def test_hooks_before_loading_see_and_repair_what_is_loaded(backend: str) -> None:

@@ -114,6 +114,17 @@ def test_bad_group(trained, bad: dict) -> None:
     assert_unchanged(optimizer, before)
 
 
+@pytest.mark.parametrize(
+    "option", [{"backend": "reference"}, {"second_moments": "shared"}, {"check_finite": True}, {"process_group": None}]
+)
+def test_an_option_of_the_whole_optimizer_in_a_group(trained, option: dict) -> None:
+    optimizer, _ = trained
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=f"the parameter group has {next(iter(option))}, which no group can override"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], **option})
+    assert_unchanged(optimizer, before)
+
+
 def test_bad_group_value_set_later_refuses_the_step(trained) -> None:
     optimizer, p = trained
     optimizer.backward({"a": p.sum()})

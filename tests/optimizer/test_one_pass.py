@@ -171,8 +171,20 @@ def test_inputs_are_kept_to() -> None:
     optimizer.backward(trunk.losses(trunk.features(0)), inputs=list(trunk.last.parameters()))
     optimizer.step()
     assert set(optimizer.state) == set(trunk.last.parameters())
+
+
+def test_one_pass_where_the_inputs_have_all_that_the_rule_looks_at() -> None:
+    weights = []
+    for inputs in (None, "all"):
+        trunk, optimizer = make()
+        optimizer.backward(trunk.losses(trunk.features(0)), inputs=inputs and trunk.parameters())
+        optimizer.step()
+        assert trunk.passes == 1
+        weights.append(torch.stack(list(optimizer.last_weights().values())))
+    assert torch.equal(*weights)
     trunk, optimizer = make()
-    optimizer.backward(trunk.losses(trunk.features(0)), inputs=trunk.parameters())  # which the probe knows nothing of
+    last = set(trunk.last.parameters())
+    optimizer.backward(trunk.losses(trunk.features(0)), inputs=[p for p in trunk.parameters() if p not in last])
     assert trunk.passes == 3
 
 

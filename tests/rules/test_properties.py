@@ -175,6 +175,8 @@ def test_parameters_are_those_of_the_rule(name: str) -> None:
     assert [id(p) for p in given] == [id(p) for p in layer.parameters()]
     with pytest.raises(ValueError, match="parameters is empty"):
         make(parameters=[])
+    with pytest.raises(TypeError, match="parameters is a Linear; pass tensors, such as the parameters"):
+        make(parameters=layer)
 
 
 def test_a_preference_of_mgda_and_pcgrad() -> None:

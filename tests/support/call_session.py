@@ -279,7 +279,7 @@ class Session(CheckedCalls):
         self._call(lambda: None, lambda model: None)
 
     def exchange(self, number: int, layout: str, state: bool = False) -> None:
-        """Move a parameter, or all state, to other memory; ``layout`` as of ``lay_out``, or "shared"."""
+        """Move a parameter, or all state, to other memory; ``layout`` as in ``lay_out``, or "shared"."""
         all_state = (value for of_param in self.optimizer.state.values() for value in of_param.values())
         for tensor in all_state if state else [self.params[number % len(self.params)]]:
             if layout == "shared":

@@ -244,6 +244,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rule": None}, TypeError, "rule is None"),
     ({"every": 0}, ValueError, "every is 0"),
     ({"parameters": []}, ValueError, "parameters is empty"),
+    ({"parameters": nn.Linear(1, 1)}, TypeError, "parameters is a Linear; pass tensors, such as the parameters"),
+    ({"parameters": 1.0}, TypeError, "parameters is a float; pass tensors"),
     ({"parameters": ["weight"]}, TypeError, r"parameters\[0\] is a str"),
     ({"parameters": [torch.ones(2)]}, ValueError, r"parameters\[0\] needs no gradient"),
     ({"priorities": {"a": -1.0}}, ValueError, "priorities"),
