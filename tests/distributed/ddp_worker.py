@@ -256,7 +256,7 @@ def main(folder: Path, rank: int, meeting: str) -> None:
         "a group": warnings_of_first_step(lambda params: MTAdam(params, process_group=group)),
         "one pass": warnings_of_first_step(lambda params: CombinedAdam(params, FixedWeights())),
         "one pass, weights of the batch": warnings_of_first_step(
-            lambda params: CombinedAdam(params, PCGrad(parameters=params))
+            lambda params: CombinedAdam(params := list(params), PCGrad(parameters=params))
         ),
         "pass per term": warnings_of_first_step(lambda params: CombinedAdam(params, PCGrad())),
     }

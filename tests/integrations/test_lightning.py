@@ -144,7 +144,9 @@ def test_a_resumed_run_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
 
 def test_losses_may_be_a_list() -> None:
     module = Module("MTAdam")
-    module.training_step = lambda batch, _: module.term_losses(list(losses_of(module.network, batch[0]).values()))  # type: ignore
+    module.training_step = lambda batch, batch_idx: module.term_losses(
+        list(losses_of(module.network, batch[0]).values())
+    )  # type: ignore
     assert same(fit(module), loop("MTAdam", 1, None))
 
 

@@ -186,8 +186,7 @@ def test_an_infinite_norm_measures_only(make: Callable[..., Any]) -> None:
         for number in range(2):  # the first step of Adam does not depend on the gradient's size
             optimizer.backward({term: (1 + number) * loss for term, loss in losses_of(params, number).items()})
             if max_norm is not None:
-                norms = optimizer.clip_grad_norm_(max_norm if number else float("inf"))
-                assert all(norm > 1e-3 for norm in (norms.values() if isinstance(norms, dict) else [norms]))
+                optimizer.clip_grad_norm_(max_norm if number else float("inf"))
             optimizer.step()
         steps.append([p.detach() for p in params])
     assert same(steps[0], steps[1])
