@@ -15,7 +15,7 @@ from .optimizer import TermOptimizer
 from .rules import Rule
 from .rules.probe import ParameterProbe, sum_gram
 from .rules.weigh import ask, weigh, weighted_sum
-from .tables.layout import StateLayout, TermGradients
+from .tables.layout import StateLayout, TermGradients, device_of
 from .tables.param_table import ParamTable
 from .tables.step_args import StepArgs
 from .telemetry import Pair, PerParam, Reading, read_cosines
@@ -40,8 +40,8 @@ class CombinedAdam(TermOptimizer):
             optimizer.backward(losses)
             optimizer.step()
 
-    A rule looks at the gradients of the parameters that every term of the step reaches, the shared ones, unless it
-    names others; where no parameter is shared it sees zeros. A rule that names its ``parameters``, or looks at no
+    A rule looks at the gradients of the parameters that every term of the step reaches, the shared ones, or of all if
+    none is shared; unless it names others. A rule that names its ``parameters``, or looks at no
     gradient, is asked in :meth:`backward`: that then makes one backward pass of the weighted sum, and holds one
     gradient. Other rules, :meth:`term`, and ``inputs=`` without the rule's ``parameters`` take a pass per term.
 
@@ -206,8 +206,9 @@ class CombinedAdam(TermOptimizer):
             return super()._differentiate(losses, terms, retain_graph, inputs)
         if self._looks_at_batch:
             self._refuse_weighted("another call of backward()")
-        if self._probe is None and self.rule.parameters is not None:
-            self._probe = ParameterProbe(self.rule.parameters, self.backend)
+        looks_at = self.rule.parameters
+        if looks_at is not None and not (self._probe and self._probe.is_of(looks_at)):
+            self._probe = ParameterProbe(looks_at, self.backend)
         weights = weigh(self.rule, losses, terms, self._probe, self._communicator)
         looked = self._probe.tables if self._probe is not None and self.rule.needs_gram else []
         self._looked_at = looked, [terms.index(term) for term in losses]
@@ -322,7 +323,7 @@ class CombinedAdam(TermOptimizer):
         check_max_norm(max_norm)
         collector = self._collector
         if not collector:
-            return torch.zeros((), dtype=torch.float64, device=self._params()[0].device)
+            return torch.zeros((), dtype=torch.float64, device=device_of(self._params()))
         steps = self._prepare_steps()
         gram = sum_gram(steps, self._backends, len(self.terms), steps[0].table.device)
         if not collector.is_sum:
@@ -357,7 +358,7 @@ class CombinedAdam(TermOptimizer):
             return torch.zeros_like(gram)
         rows = self._probed_rows(steps)
         if all(map(all, rows)):
-            return gram
+            return gram.clone()  # a rule may write to it
         part = torch.zeros_like(gram)
         for args, of_table in zip(steps, rows, strict=True):
             is_probed = torch.tensor(of_table, device="cpu").to(args.table.device, non_blocking=True)
@@ -369,15 +370,19 @@ class CombinedAdam(TermOptimizer):
         self._looked_at = [args.table for args in steps], list(range(len(self.terms)))
 
     def _probed_rows(self, steps: Sequence[StepArgs]) -> list[list[bool]]:
-        """Return for each table which rows the rule looks at: those it names, or those that all terms reach."""
+        """Return for each table which rows the rule looks at.
+
+        Those it names; else those that all terms reach; and if there are none, all.
+        """
         if self.rule.parameters is not None:
             named = set(map(id, self.rule.parameters))
             return [[id(p) in named for p in args.table.params] for args in steps]
         present = [k for k in range(len(self.terms)) if any(g is not None for args in steps for g in args.grads[k])]
-        return [
+        shared = [
             [all(g is not None for g in of_row) for of_row in zip(*(args.grads[k] for k in present), strict=True)]
             for args in steps
         ]
+        return shared if any(map(any, shared)) else [[True] * len(args.table.params) for args in steps]
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The hyper-parameters of a parameter group: their defaults, their ranges, their errors."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -23,6 +23,20 @@ NORMS = {
 ANCHORS = {"first": reference.FIRST, "none": reference.NO_ANCHOR, "geometric_mean": reference.GEOMETRIC_MEAN}
 
 
+def plain_name(term: Any) -> Any:
+    """Return an exact str or int in the place of an object of a subclass, such as an Enum's, for checkpoints."""
+    if isinstance(term, str):
+        return str.__str__(term)
+    return int(term) if isinstance(term, int) and not isinstance(term, bool) else term
+
+
+def plain_weights(weights: Any) -> Any:
+    """Return weights that were checked as a dict or list of exact names and floats, None for None."""
+    if isinstance(weights, Mapping):
+        return {plain_name(term): float(weight) for term, weight in weights.items()}
+    return None if weights is None else [float(weight) for weight in weights]
+
+
 class NormRule(NamedTuple):
     """How the running norms of a parameter group advance."""
 
@@ -36,6 +50,8 @@ class Hyperparameters:
     """The validated hyper-parameters of one parameter group of :class:`mtadam_fused.CombinedAdam`."""
 
     BETAS: ClassVar[tuple[str, ...]] = ("the first moment", "the second moment")  # what each decays
+    # For checkpoints, what the values of a group are turned into once they have been checked.
+    PLAIN: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
 
     lr: float | Tensor
     betas: tuple[float, ...]
@@ -55,6 +71,19 @@ class Hyperparameters:
         hyperparameters = cls(**{name: group[name] for name in cls.names()} | {"betas": read_betas(group["betas"])})
         hyperparameters.check()
         return hyperparameters
+
+    @classmethod
+    def checked(cls, group: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return ``group`` with values that checkpoints can hold.
+
+        Args:
+            defaults: of what the group lacks.
+
+        Raises:
+            ValueError: as :meth:`from_group`.
+        """
+        cls.from_group({**(defaults or {}), **group})
+        return {name: cls.PLAIN[name](value) if name in cls.PLAIN else value for name, value in group.items()}
 
     def is_current(self, group: Mapping[str, Any]) -> bool:
         """Return whether these are plainly still the values of ``group``, so that it needs no validation.
@@ -107,6 +136,10 @@ class MTAdamHyperparameters(Hyperparameters):
     """The validated hyper-parameters of one parameter group of :class:`mtadam_fused.MTAdam`."""
 
     BETAS: ClassVar[tuple[str, ...]] = ("the first moment", "the second moments", "the norms")
+    PLAIN: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "term_weights": plain_weights,
+        "anchor": plain_name,
+    }
 
     norm_init: str
     term_weights: TermWeights
@@ -151,8 +184,8 @@ def anchor_code(anchor: Term, terms: Sequence[Term]) -> int:
         return ANCHORS[anchor]
     if anchor not in terms:
         raise ValueError(
-            f"anchor is {anchor!r}, and the terms are {list(terms)}; name one of them, or use one of "
-            f"{', '.join(ANCHORS)}"
+            f"anchor is {anchor!r}, and the terms are {list(terms)}; name one of them, use one of "
+            f"{', '.join(ANCHORS)}, or give the optimizer all names as terms="
         )
     return list(terms).index(anchor)
 

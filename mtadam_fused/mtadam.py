@@ -18,7 +18,7 @@ from .hyperparameters import (
     weights_of,
 )
 from .optimizer import TermOptimizer
-from .tables.layout import StateLayout, TermGradients
+from .tables.layout import StateLayout, TermGradients, device_of
 from .tables.step_args import StepArgs
 from .telemetry import PerParam, Reading, read_columns
 
@@ -199,7 +199,7 @@ class MTAdam(TermOptimizer):
         """
         check_max_norm(max_norm)
         if not self._collector:
-            return {term: torch.zeros((), dtype=torch.float64, device=self._params()[0].device) for term in self.terms}
+            return {term: torch.zeros((), dtype=torch.float64, device=device_of(self._params())) for term in self.terms}
         steps = self._prepare_steps()
         device = steps[0].table.device
         squares = torch.zeros(len(self.terms), dtype=torch.float64, device=device)
@@ -237,7 +237,7 @@ class MTAdam(TermOptimizer):
     def _read(self, *names: str) -> list[Reading]:
         """Read these values of the tables, which are brought up to date with the state first."""
         no_grads: TermGradients = [[None] * len(self._params()) for _ in self.terms]
-        tables = self._table_cache.get(self.param_groups, self.state, no_grads)
+        tables = self._table_cache.get(self.param_groups, self.state, no_grads, self._select_backends)
         return [read_columns(tables, name, self.terms) for name in names]
 
     def _readings(self) -> dict[str, Reading]:

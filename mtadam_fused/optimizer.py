@@ -48,6 +48,7 @@ class TermOptimizer(Optimizer):
 
     hyperparameters: ClassVar[type[Hyperparameters]]  # of a parameter group
     _collector: GradientCollector
+    _last_terms: tuple[Term, ...] = ()  # of the parameter groups, also of those that were removed
     _step_supports_amp_scaling = True  # so that GradScaler calls step(), which says what to call instead
 
     @torch._disable_dynamo  # a graph break in torch's __init__ would lose the attributes set before it
@@ -69,7 +70,7 @@ class TermOptimizer(Optimizer):
         self._state_layout = state_layout
         self._has_fixed_terms = terms is not None
         self._communicator = Communicator(process_group)
-        self.hyperparameters.from_group(defaults)
+        defaults = self.hyperparameters.checked(defaults)
         names = None if terms is None else check_terms(terms)
         if names == ():
             raise ValueError("terms is empty; name all loss terms, or leave it out")
@@ -81,6 +82,7 @@ class TermOptimizer(Optimizer):
 
     def _reset(self) -> None:
         """Forget the waiting gradients and everything derived from groups and state."""
+        self._last_terms = self.terms
         self._communicator.set_params(self._params())
         if not hasattr(self, "_collector"):
             self._collector = GradientCollector(self._communicator)
@@ -104,8 +106,9 @@ class TermOptimizer(Optimizer):
         return self.param_groups[0]["terms"]
 
     def _set_terms(self, terms: Iterable[Term]) -> None:
+        self._last_terms = tuple(terms)
         for group in self.param_groups:
-            group["terms"] = tuple(terms)
+            group["terms"] = self._last_terms
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -123,7 +126,7 @@ class TermOptimizer(Optimizer):
             TypeError: parameters that are not real, dense and floating-point, none, or a set of them.
         """
         if isinstance(param_group, Mapping):
-            self.hyperparameters.from_group({**self.defaults, **param_group})
+            param_group = self.hyperparameters.checked(param_group, self.defaults)
             if misplaced := sorted(set(param_group) & OF_THE_WHOLE):
                 raise ValueError(
                     f"the parameter group has {', '.join(misplaced)}, which no group can override; pass it to the "
@@ -140,7 +143,8 @@ class TermOptimizer(Optimizer):
                 self._communicator.check_param(i, param)
         super().add_param_group(param_group)
         self._communicator.set_params(self._params())
-        self._set_terms(self.terms if len(self.param_groups) > 1 else self.param_groups[0].get("terms", ()))
+        is_first = len(self.param_groups) == 1  # perhaps after all others were removed
+        self._set_terms(self.param_groups[0].get("terms", self._last_terms) if is_first else self.terms)
 
     def _with_terms(self, names: Iterable[Term], *, allow_more: bool) -> list[Term]:
         """Return the terms with the new ones among ``names`` appended, if the optimizer can take them."""
@@ -269,7 +273,7 @@ class TermOptimizer(Optimizer):
 
     @torch._disable_dynamo  # what exempts term() does not cover the code after its yield
     def _take(self, position: int, term: Term, loss: Tensor | None) -> None:
-        self._collector.take(position, term, self._params(), loss)
+        self._collector.take(position, term, self._params(), loss, may_share=True)
 
     @torch._disable_dynamo
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -290,7 +294,7 @@ class TermOptimizer(Optimizer):
         that the host waits for nothing. The losses given with the gradients (scaled ones, in :meth:`term` too) are
         unscaled where a rule looks at them. With ``keep_combined_grad`` or ``check_finite``, a rule that keeps state,
         the reference, or a backend of your own, the GradScaler unscales the gradients in place, and waits for the
-        device to see whether to step; what it does not step with then stays until :meth:`zero_grad`. ::
+        device to see whether to step; what it does not step with is dropped by the next :meth:`backward`. ::
 
             scaler = torch.amp.GradScaler()
             ...
@@ -326,11 +330,15 @@ class TermOptimizer(Optimizer):
             What ``closure`` returned.
 
         Raises:
+            TypeError: a ``closure`` that cannot be called. Nothing has changed.
             ValueError: a hyper-parameter out of its range, or too few terms for the weights. Nothing has changed.
-            RuntimeError: gradients in ``p.grad`` that belong to no term; with ``check_finite``, a gradient that is not
-                finite. Nothing has changed.
+            RuntimeError: inside a :meth:`term` block; gradients in ``p.grad`` that belong to no term; with
+                ``check_finite``, a gradient that is not finite. Nothing has changed.
         """
         result = None
+        if closure is not None and not callable(closure):
+            raise TypeError(f"closure is a {type(closure).__name__}; give losses to backward(), then call step()")
+        self._collector.refuse_open_term()
         if closure is not None:
             with torch.enable_grad():
                 result = closure()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import Term
+from .tables.layout import device_of
 from .tables.param_table import ParamTable
 
 Label = str | int | None  # of a parameter: its name, or its position; None for a value of all parameters
@@ -40,7 +41,7 @@ class Reading:
 
     def by_key(self, params: Sequence[Tensor], names: Sequence[str]) -> dict[Any, PerParam]:
         """Return for each key a tensor of [number of parameters], or a dict by ``names`` if there are any."""
-        columns = self.in_order(len(params), params[0].device).unbind(dim=1)
+        columns = self.in_order(len(params), device_of(params)).unbind(dim=1)
         if names:
             return {key: dict(zip(names, column, strict=True)) for key, column in zip(self.keys, columns, strict=True)}
         return dict(zip(self.keys, columns, strict=True))

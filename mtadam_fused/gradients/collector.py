@@ -13,7 +13,7 @@ from ..distributed.dtensor import describe_placement, full_tensor, is_dtensor, r
 from ..distributed.dtensor import version as tensor_version
 from ..hyperparameters import Term
 from ..reference import arithmetic_type
-from ..tables.layout import TermGradients, dense_like, memory_of, same_strides
+from ..tables.layout import TermGradients, dense_like, device_of, memory_of, same_strides
 
 
 class GradientCollector:
@@ -35,6 +35,7 @@ class GradientCollector:
     """
 
     def __init__(self, communicator: Communicator) -> None:
+        self._went_to_scaler = False  # whether a GradScaler has what waits: it has unscaled it, or skips the step
         self._losses: dict[int, Tensor] = {}
         self._loss_factor: Tensor | None = None  # by which GradScaler has unscaled
         self.weights: Tensor | None = None
@@ -56,6 +57,7 @@ class GradientCollector:
     def clear(self) -> None:
         """Drop all waiting gradients and losses."""
         self._communicator.abandon()
+        self._went_to_scaler = False
         self._by_term.clear()
         self._memory.clear()
         self._params = []
@@ -86,6 +88,8 @@ class GradientCollector:
     def free_grads(self, params: Sequence[Tensor], names: Callable[[], Sequence[str]]) -> None:
         """Make ``p.grad`` None: drop what the last step has left there, and refuse anything else.
 
+        Also drop what waits from a step that a GradScaler has skipped: scaled gradients cannot be added to it.
+
         Args:
             params: all parameters of the optimizer.
             names: returns those of the parameters, or nothing, for the error message.
@@ -93,16 +97,22 @@ class GradientCollector:
         Raises:
             RuntimeError: another term is open, or a gradient belongs to no term.
         """
+        self.refuse_open_term()
+        self.refuse_unowned_grads(params, names)
+        if self._went_to_scaler:
+            self.clear()
+        for p, grad, _ in self._combined:
+            if p.grad is grad:
+                p.grad = None
+        self._combined = []
+
+    def refuse_open_term(self) -> None:
+        """Raise RuntimeError inside the block of a term."""
         if self._open_term is not None:
             raise RuntimeError(
                 f"term {self._open_term[0]!r} is being taken; leave its `with optimizer.term(...)` block first (if an "
                 "interrupt has left it open, zero_grad() closes it)"
             )
-        self.refuse_unowned_grads(params, names)
-        for p, grad, _ in self._combined:
-            if p.grad is grad:
-                p.grad = None
-        self._combined = []
 
     def refuse_unowned_grads(self, params: Sequence[Tensor], names: Callable[[], Sequence[str]]) -> None:
         """Raise RuntimeError if ``p.grad`` holds anything but what the last step has left there.
@@ -128,10 +138,15 @@ class GradientCollector:
             if p.grad is not None and owned.get(id(p.grad)) != tensor_version(p.grad):
                 yield i
 
-    def take(self, position: int, term: Term, params: list[Tensor], loss: Tensor | None) -> None:
+    def take(
+        self, position: int, term: Term, params: list[Tensor], loss: Tensor | None, *, may_share: bool = False
+    ) -> None:
         """Move the gradients in ``p.grad`` to those that wait for the step, as those of the term at ``position``.
 
         Adds to the gradients that the term has already.
+
+        Args:
+            may_share: whether gradients may have the same memory, as torch.autograd.grad gives it to those of a sum.
 
         Raises:
             RuntimeError: a gradient that no step can use, no gradient of any sharded parameter, or other processes have
@@ -139,9 +154,11 @@ class GradientCollector:
         """
         sharded = self._communicator.has_shards
         grads = take_gradients(params, term, sharded=sharded)
+        if may_share:
+            self._copy_shared(grads)
         if sharded:
             check_reduced(params, grads, term)
-        self._communicator.check_same_term(term, grads, params[0].device)
+        self._communicator.check_same_term(term, grads, device_of(params))
         self._check_params(params)
         self._params = params
         if loss is not None:
@@ -156,6 +173,15 @@ class GradientCollector:
         memory = memory_of(to_locals(params) if sharded else params)
         self._memory[position] = memory if held is None or self._memory[position] == memory else None
         self._by_term[position] = grads
+
+    def _copy_shared(self, grads: list[Tensor | None]) -> None:
+        """Copy gradients in memory that another one has: what waits is changed in place."""
+        taken = {grad.data_ptr() for row in self._by_term.values() for grad in row if grad is not None}
+        for i, grad in enumerate(grads):
+            if grad is not None and grad.numel():
+                if grad.data_ptr() in taken:
+                    grad = grads[i] = grad.clone()
+                taken.add(grad.data_ptr())
 
     def leave_combined(self, param: Tensor, grad: Tensor) -> None:
         """Put the combined gradient of a step in ``param.grad``, where it may stay until the next term."""
@@ -201,6 +227,7 @@ class GradientCollector:
             losses: whether the losses are to be unscaled too, at the next use.
         """
         self._wait()
+        self._went_to_scaler = True
         grads = [grad for row in self._by_term.values() for grad in row if grad is not None]
         targets = [*grads, *self._finite_in_all_shards(grads)]
         if losses and self._losses and self._loss_factor is None:

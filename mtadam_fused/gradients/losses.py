@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.dtensor import full_tensor
-from ..hyperparameters import Term
+from ..hyperparameters import Term, plain_name
 from ..reference import arithmetic_type
 
 Losses = Mapping[Any, Tensor] | Sequence[Tensor]
@@ -31,7 +31,7 @@ def named_losses(
             not finite, or a sequence of another length than ``terms``.
     """
     if isinstance(losses, Mapping):
-        named = dict(losses)
+        named = {plain_name(term): loss for term, loss in losses.items()}
     elif isinstance(losses, Sequence) and not isinstance(losses, (str, bytes)):
         if terms and len(losses) != len(terms):
             raise ValueError(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from ..hyperparameters import Term
+from ..hyperparameters import Term, plain_name
 
 
 def check_term(term: Term) -> None:
@@ -21,7 +21,7 @@ def check_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
     """
     if isinstance(terms, str) or not isinstance(terms, Iterable):
         raise TypeError(f"terms is {terms!r}; it must be a list of names, or range(K) for K losses known by position")
-    names = tuple(terms)
+    names = tuple(map(plain_name, terms))
     for term in names:
         check_term(term)
     if len(set(names)) != len(names):
@@ -35,6 +35,7 @@ def find_term(term: Term, terms: Sequence[Term]) -> Term:
     Raises:
         ValueError: a position that is neither of ``terms`` nor the next new one.
     """
+    term = plain_name(term)
     if not isinstance(term, int) or term in terms:
         return term
     by_position = all(isinstance(name, int) for name in terms)

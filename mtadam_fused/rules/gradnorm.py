@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..hyperparameters import TermWeights, check_not_negative
 from .progress import Progress, pad_to
-from .rule import Rule, copy_or_replace_
+from .rule import Rule, check_gram, copy_or_replace_
 
 MIN_WEIGHT = 1e-3  # where the published rule would let a weight become zero or negative
 
@@ -53,6 +53,7 @@ class GradNorm(Rule):
         self._weights = torch.empty(0, dtype=torch.float64, device="cpu")
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        check_gram(gram)
         norms = gram.diagonal().sqrt()
         rates = self._progress.inverse_rates(losses)
         weights = pad_to(self._weights, norms, 1.0).clone()

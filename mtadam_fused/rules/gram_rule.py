@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import TermWeights
-from .rule import Rule
+from .rule import Rule, check_gram
 from .supports import EXHAUSTIVE
 from .unit_gram import UnitGram
 
@@ -41,6 +41,7 @@ class GramRule(Rule):
         self.normalized = normalized
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        check_gram(gram)
         device = gram.device
         unit = UnitGram.of(gram.cpu() if len(gram) > EXHAUSTIVE else gram)
         is_present = unit.norms > 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..hyperparameters import TermWeights
 from .min_norm import min_norm_weights
 from .progress import TINY_LOSS
-from .rule import Rule
+from .rule import Rule, check_gram
 
 NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
@@ -46,6 +46,7 @@ class MGDA(Rule):
         self.needs_losses = normalization.startswith("loss")
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        check_gram(gram)
         factors = self.preference_like(gram[0])
         if self.needs_losses:
             factors = factors / losses.clamp(min=TINY_LOSS).nan_to_num(1.0)

@@ -29,7 +29,7 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     kernel = kernels.kernel_for("min_norm", gram)
     if kernel is not None:
         gram = gram.contiguous()
-        weights = torch.empty_like(gram[0])
+        weights = gram.new_empty(len(gram))
         kernel(array("q", [len(gram), gram.data_ptr(), weights.data_ptr()]))
         return weights
     unit = UnitGram.of(gram)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..hyperparameters import TermWeights, check_not_negative, is_number
 from .progress import Progress, pad_to
-from .rule import Rule, copy_or_replace_
+from .rule import Rule, check_gram, copy_or_replace_
 
 MEAN = "mean"  # as an anchor: the mean of the norms
 
@@ -71,7 +71,7 @@ class GradientNormalization(Rule):
             raise ValueError(f"ema is {ema!r}; it must be a number in [0, 1), 0 for no average")
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"every is {every!r}; it must be a whole number of at least 1")
-        if clamp is not None and not (len(clamp) == 2 and all(map(is_number, clamp)) and 0 <= clamp[0] <= clamp[1]):
+        if clamp is not None and not is_range(clamp):
             raise ValueError(f"clamp is {clamp!r}; it must be two numbers, 0 <= low <= high, or None")
         self.alpha = alpha
         self.anchor = anchor
@@ -94,10 +94,12 @@ class GradientNormalization(Rule):
             self._anchor = None
         else:
             raise ValueError(
-                f"anchor is {self.anchor!r}, and the terms are {names}; name one of them, or use {MEAN!r} or None"
+                f"anchor is {self.anchor!r}, and the terms are {names}; name one of them, use {MEAN!r} or None, or "
+                "give the optimizer all names as terms="
             )
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        check_gram(gram)
         norms = gram.diagonal().sqrt()
         ratios = self._averaged_ratios(norms)
         if self.alpha:
@@ -136,3 +138,9 @@ class GradientNormalization(Rule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._progress.initial = state["initial_losses"].clone()
         self._ratios, self._step = state["ratios"].clone(), state["step"].clone()
+
+
+def is_range(clamp: Any) -> bool:
+    """Return whether these are two numbers of at least 0, in order."""
+    is_pair = isinstance(clamp, Sequence) and len(clamp) == 2 and all(map(is_number, clamp))
+    return is_pair and 0 <= clamp[0] <= clamp[1]

@@ -82,7 +82,10 @@ class PCD(GramRule):
         elif self.primary is None or allow_more:
             self._first = 0
         else:
-            raise ValueError(f"primary is {self.primary!r}, and the terms are {names}; name one of them")
+            raise ValueError(
+                f"primary is {self.primary!r}, and the terms are {names}; name one of them, or "
+                "give the optimizer all names as terms="
+            )
 
     def coefficients(self, cosines: Tensor, norms: Tensor, preference: Tensor) -> Tensor:
         lengths = norms * self._scales(norms)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..hyperparameters import TermWeights
 from . import kernels
-from .rule import Rule
+from .rule import Rule, check_gram
 
 REDUCTIONS = ("sum", "mean")
 
@@ -61,12 +61,13 @@ class PCGrad(Rule):
         return splitmix64(splitmix64(self._step + self.seed) + pairs).argsort(dim=1)
 
     def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        check_gram(gram)
         self._step = self._step.to(gram.device, torch.int64)
         kernel = kernels.kernel_for("pcgrad", gram)
         if kernel is None:
             return self._in_torch(gram)
         gram = gram.contiguous()
-        weights = torch.empty_like(gram[0])
+        weights = gram.new_empty(len(gram))
         preference = 0 if self.preference is None else self.preference_like(weights).data_ptr()
         options = [len(gram), self.seed, self.reduction == "mean"]
         kernel(array("q", [*options, gram.data_ptr(), preference, self._step.data_ptr(), weights.data_ptr()]))

@@ -1,6 +1,7 @@
 """The dot products that rules look at, of gradients with respect to a few tensors only."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ class ParameterProbe:
 
     def __init__(self, parameters: Sequence[Tensor], backend: str | Backend = "auto") -> None:
         self._parameters = list(parameters)
-        self._backends = {p.device: select_backend(backend, p.device) for p in parameters}
+        self._backend = backend
+        self._backends: dict[torch.device, Backend] = {}
+        self._select_backends()
         self.tables: list[ParamTable] = []
         self._layout: object = None
 
@@ -42,22 +45,29 @@ class ParameterProbe:
         """Return ``[K, K]`` float64 dot products, of the gradients of the mean losses over all processes.
 
         Raises:
-            RuntimeError: from autograd, or a gradient that is not dense.
+            RuntimeError: from autograd, no loss reaches any of the parameters, or a gradient that is not dense.
         """
-        grads = []
-        for term, loss in losses.items():
-            of_term = differentiate(loss, self._parameters)
+        grads = differentiate(losses, self._parameters)
+        for term, of_term in zip(losses, grads, strict=True):
             fit_to_params(of_term, self._parameters, term)
             communicator.all_reduce_mean_async(of_term)
-            grads.append(of_term)
         communicator.wait()
         tables = self._current_tables(len(losses))
         steps = [self._make_args(table, grads) for table in tables]
         return sum_gram(steps, self._backends, len(losses), tables[0].device)
 
+    def is_of(self, parameters: Sequence[Tensor]) -> bool:
+        """Return whether these are the parameters that it looks at."""
+        return list(map(id, parameters)) == list(map(id, self._parameters))
+
+    def _select_backends(self) -> None:
+        devices = {p.device for p in self._parameters} - self._backends.keys()
+        self._backends |= {device: select_backend(self._backend, device) for device in devices}
+
     def _current_tables(self, terms: int) -> list[ParamTable]:
-        layout = terms, [(p.data_ptr(), p.stride(), p.numel()) for p in self._parameters]
+        layout = terms, [(p.device, p.data_ptr(), p.stride(), p.numel()) for p in self._parameters]
         if layout != self._layout:
+            self._select_backends()
             group = {"params": self._parameters, "amsgrad": False}
             self.tables = build_tables([group], {}, terms, StateLayout(has_norms=False, per_term=False))
             self._layout = layout
@@ -93,12 +103,15 @@ class FeatureProbe:
         features: one tensor, or several.
 
     Raises:
+        TypeError: features that are no tensors.
         ValueError: features without a graph.
     """
 
     def __init__(self, features: Tensor | Iterable[Tensor]) -> None:
         self._features = [features] if isinstance(features, Tensor) else list(features)
         for i, feature in enumerate(self._features):
+            if not isinstance(feature, Tensor):
+                raise TypeError(f"features[{i}] is a {type(feature).__name__}; pass tensors, a mapping as its values()")
             if not feature.requires_grad:
                 raise ValueError(
                     f"features[{i}] has no graph (requires_grad is False); pass the tensors that the losses are "
@@ -106,9 +119,13 @@ class FeatureProbe:
                 )
 
     def __call__(self, losses: Mapping[Term, Tensor], communicator: Communicator) -> Tensor:
-        """Return ``[K, K]`` float64 dot products, of the gradients of the mean losses over all processes."""
+        """Return ``[K, K]`` float64 dot products, of the gradients of the mean losses over all processes.
+
+        Raises:
+            RuntimeError: from autograd, or no loss reaches any of the features.
+        """
         gram = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=self._features[0].device)
-        by_feature = zip(*(differentiate(loss, self._features) for loss in losses.values()), strict=True)
+        by_feature = zip(*differentiate(losses, self._features), strict=True)
         for feature, grads in zip(self._features, by_feature, strict=True):
             rows = torch.stack([torch.zeros_like(feature) if g is None else g for g in grads]).flatten(1).double()
             gram += (rows @ rows.T).to(gram.device)
@@ -116,8 +133,24 @@ class FeatureProbe:
         return communicator.all_reduce_mean(gram) / communicator.size
 
 
-def differentiate(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return the gradients of ``loss`` with respect to ``tensors``, None for those that it does not reach."""
-    if not loss.requires_grad:
-        return [None] * len(tensors)
-    return list(torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True))
+def differentiate(losses: Mapping[Term, Tensor], tensors: Sequence[Tensor]) -> list[list[Tensor | None]]:
+    """Return for each loss its gradients with respect to ``tensors``.
+
+    They are None where the loss does not reach a tensor, and for tensors that need no gradient, such as frozen ones.
+
+    Raises:
+        RuntimeError: from autograd, or no loss reaches any of the tensors.
+    """
+    needed = [t for t in tensors if t.requires_grad]
+    found: list[list[Tensor | None]] = []
+    for loss in losses.values():
+        grads: Iterator[Tensor | None] = repeat(None)
+        if needed and loss.requires_grad:
+            grads = iter(torch.autograd.grad(loss, needed, retain_graph=True, allow_unused=True))
+        found.append([next(grads) if t.requires_grad else None for t in tensors])
+    if all(grad is None for grads in found for grad in grads) and any(loss.requires_grad for loss in losses.values()):
+        raise RuntimeError(
+            f"none of the losses {list(losses)} reaches what the rule looks at; name parameters of a layer that they "
+            "are computed with, and that is not frozen"
+        )
+    return found

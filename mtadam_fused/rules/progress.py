@@ -27,6 +27,15 @@ class Progress:
 
 
 def pad_to(values: Tensor, like: Tensor, fill: float) -> Tensor:
-    """Return ``values`` on the device of ``like``, padded to its length with ``fill`` for terms that are new."""
+    """Return ``values`` on the device of ``like``, padded to its length with ``fill`` for terms that are new.
+
+    Raises:
+        ValueError: ``values`` are of more terms.
+    """
+    if len(values) > len(like):
+        raise ValueError(
+            f"the rule has the state of {len(values)} terms, and there are {len(like)}; give each optimizer a rule of "
+            "its own"
+        )
     values = values.to(like.device)
     return torch.cat([values, values.new_full((len(like) - len(values),), fill)]) if len(values) < len(like) else values

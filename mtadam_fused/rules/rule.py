@@ -13,6 +13,8 @@ from .per_term import PerTerm, check_preference
 class Rule:
     """Base class of rules: ``rule(gram, losses)`` returns the weights of K loss terms for one step.
 
+    A rule can keep state from step to step, so give each optimizer an object of its own.
+
     A rule of your own is a subclass with a ``__call__``; if it keeps state from step to step, also with
     :meth:`state_dict` and :meth:`load_state_dict`. To wait for no GPU, it uses tensor operations only. For replay in a
     CUDA graph, it changes its state in place (:func:`copy_or_replace_`). ::
@@ -25,17 +27,17 @@ class Rule:
         preference: how much each term counts: a mapping from the terms' names, or a sequence in their order, of numbers
             of at least 0; default 1 for each. What a rule makes of it is in its docstring.
         parameters: those whose gradients the rule looks at, usually the last shared layer's; default all that every
-            term of the step reaches.
+            term of the step reaches, or all if there is none.
 
     Raises:
-        TypeError: ``parameters`` that are a module, or not iterable.
+        TypeError: ``parameters`` that are a module, or no tensors.
         ValueError: empty ``parameters``; a ``preference`` with a negative number, with zeros alone, or, at a step,
             without one for each term.
 
     Attributes:
         needs_gram: whether it looks at ``gram``; if not, the gradients are not read for it.
         needs_losses: whether it looks at ``losses``.
-        parameters: those whose gradients ``gram`` is of; None for the ones that every term of the step reaches.
+        parameters: those whose gradients ``gram`` is of; None for the default.
     """
 
     needs_gram: bool = True
@@ -94,18 +96,31 @@ class Rule:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
+def check_gram(gram: Tensor) -> None:
+    """Raise ValueError for what cannot be the dot products of K gradients."""
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(
+            f"gram has shape {tuple(gram.shape)}; it must be [K, K], the dot products of K gradients: J @ J.T if J has "
+            "them as rows"
+        )
+
+
 def list_parameters(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """Return ``parameters`` as a list.
 
     Raises:
-        TypeError: it is a module, or something else that is not iterable.
+        TypeError: it is a module, or something else that is not tensors.
     """
     if isinstance(parameters, Tensor):
         return [parameters]
+    remedy = "pass tensors, such as the parameters() of the last shared layer"
     if isinstance(parameters, torch.nn.Module) or not isinstance(parameters, Iterable):
-        kind = type(parameters).__name__
-        raise TypeError(f"parameters is a {kind}; pass tensors, such as the parameters() of the last shared layer")
-    return list(parameters)
+        raise TypeError(f"parameters is a {type(parameters).__name__}; {remedy}")
+    listed = list(parameters)
+    for i, p in enumerate(listed):
+        if not isinstance(p, Tensor):
+            raise TypeError(f"parameters[{i}] is a {type(p).__name__}; {remedy}")
+    return listed
 
 
 def copy_or_replace_(state: Tensor, new: Tensor) -> Tensor:

@@ -63,22 +63,33 @@ class ParamTableCache:
             fit_gradients(grads, to_locals(params))
             check_state(state, params)
             before()
-            amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
-            for i, p in enumerate(params):
-                terms = [k for k, row in enumerate(grads) if row[i] is not None]
-                if terms or p in state:
-                    grow_state(state[p], p, terms, amsgrad[i], self._state_layout)
-            self._layout = None  # after an interrupt nothing here is current
-            self._tables = build_tables(groups, state, len(grads), self._state_layout)
-            self._has_shards = any(table.has_shards for table in self._tables)
-            states = param_states(state)
-            self._state_values = list(iter_state_values(states))
-            self._sampled_pointers = sample_pointers(states)
-            names = [self._state_layout.exp_avg_sq_names([k])[0] for k in range(len(grads))]
-            self._has_state = [[name in state.get(p, ()) for p in params] for name in names]
-            self._all_have_state = all(map(all, self._has_state))
-            self._layout = self._layout_of(groups, params, len(grads))
+            with torch.inference_mode(False):  # tables and state outlive the call
+                self._build(groups, params, state, grads)
         return self._tables
+
+    def _build(
+        self,
+        groups: list[dict[str, Any]],
+        params: list[Tensor],
+        state: MutableMapping[Tensor, State],
+        grads: TermGradients,
+    ) -> None:
+        """Allocate missing state, and build the tables."""
+        amsgrad = [group["amsgrad"] for group in groups for _ in group["params"]]
+        for i, p in enumerate(params):
+            terms = [k for k, row in enumerate(grads) if row[i] is not None]
+            if terms or p in state:
+                grow_state(state[p], p, terms, amsgrad[i], self._state_layout)
+        self._layout = None  # after an interrupt nothing here is current
+        self._tables = build_tables(groups, state, len(grads), self._state_layout)
+        self._has_shards = any(table.has_shards for table in self._tables)
+        states = param_states(state)
+        self._state_values = list(iter_state_values(states))
+        self._sampled_pointers = sample_pointers(states)
+        names = [self._state_layout.exp_avg_sq_names([k])[0] for k in range(len(grads))]
+        self._has_state = [[name in state.get(p, ()) for p in params] for name in names]
+        self._all_have_state = all(map(all, self._has_state))
+        self._layout = self._layout_of(groups, params, len(grads))
 
     def allocate(self, groups: list[dict[str, Any]], state: MutableMapping[Tensor, State], terms: int) -> None:
         """Allocate all state of the parameters that have a gradient in ``p.grad``, as if ``terms`` terms reached them.

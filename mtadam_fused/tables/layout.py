@@ -44,6 +44,11 @@ def dense_like(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like, dtype=dtype, requires_grad=False).copy_(value)
 
 
+def device_of(params: Sequence[Tensor]) -> torch.device:
+    """Return the device of the first parameter; the CPU if there is none."""
+    return params[0].device if params else torch.device("cpu")
+
+
 def memory_of(params: Sequence[Tensor]) -> tuple[list[Any], ...]:
     """Return what tells whether parameters still have the memory that they had."""
     return tuple(list(map(of_one, params)) for of_one in (Tensor.data_ptr, Tensor.numel, attrgetter("dtype")))

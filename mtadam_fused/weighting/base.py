@@ -9,7 +9,16 @@ from torch import Tensor, nn
 
 from ..gradients.losses import Losses, is_free_to_read, named_losses
 from ..gradients.terms import check_terms
-from ..hyperparameters import Term, TermWeights, check_not_negative, check_term_weights, is_number, items_of, weights_of
+from ..hyperparameters import (
+    Term,
+    TermWeights,
+    check_not_negative,
+    check_term_weights,
+    is_number,
+    items_of,
+    plain_name,
+    weights_of,
+)
 from ..reference import arithmetic_type
 
 
@@ -95,8 +104,8 @@ def numbers_by_term(
     if not signed:
         for key, number in items_of(given):
             check_not_negative(f"{name}[{key!r}]", number)
-    names = terms or (tuple(given) if isinstance(given, Mapping) else tuple(range(len(given))))
-    return dict(zip(names, weights_of(given, names, name=name), strict=True))
+    names = terms or (tuple(map(plain_name, given)) if isinstance(given, Mapping) else tuple(range(len(given))))
+    return dict(zip(names, map(float, weights_of(given, names, name=name)), strict=True))
 
 
 def positions_of(terms: Sequence[Term], known: Sequence[Term]) -> list[int]:

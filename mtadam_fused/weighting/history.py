@@ -82,8 +82,9 @@ class HistoryWeighting(Weighting):
             buffer = getattr(self, name).to(like.device)
             new = known[len(buffer) :]
             if new:
-                added = vector_like(like if buffer.is_floating_point() else buffer, self.first_elements(name, new))
-                buffer = torch.cat([buffer.to(added.dtype), added])
+                with torch.inference_mode(False):  # the buffer outlives the call
+                    added = vector_like(like if buffer.is_floating_point() else buffer, self.first_elements(name, new))
+                    buffer = torch.cat([buffer.to(added.dtype), added])
             buffers[name] = buffer
         return History(known, [known.index(term) for term in terms], buffers)
 

@@ -159,10 +159,9 @@ def make_probe(parameters: Tensor | Iterable[Tensor] | None, backend: str | Back
     if not found:
         raise ValueError("parameters is empty; pass those of a layer that all terms share, or features with each call")
     for i, p in enumerate(found):
-        if not isinstance(p, Tensor) or is_dtensor(p):
+        if is_dtensor(p):
             raise TypeError(
-                f"parameters[{i}] is a {type(p).__name__}; it must be a Tensor that is not sharded: pass features with "
-                "each call instead"
+                f"parameters[{i}] is sharded, and cannot be looked at; pass features with each call instead"
             )
         if not p.requires_grad:
             raise ValueError(f"parameters[{i}] needs no gradient; pass parameters that are trained")

@@ -143,11 +143,11 @@ def test_a_resumed_run_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
 
 
 def test_losses_may_be_a_list() -> None:
-    module = Module("MTAdam")
-    module.training_step = lambda batch, batch_idx: module.term_losses(
-        list(losses_of(module.network, batch[0]).values())
-    )  # type: ignore
-    assert same(fit(module), loop("MTAdam", 1, None))
+    class Listing(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.term_losses(list(losses_of(self.network, batch[0]).values()))
+
+    assert same(fit(Listing("MTAdam")), loop("MTAdam", 1, None))
 
 
 def test_manual_optimization_needs_no_mixin() -> None:

@@ -1,12 +1,15 @@
 """Saving and loading: in the middle of a run, across backends and types, and from the published optimizer."""
 
 import copy
+import enum
 import io
 import pickle
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -183,6 +186,27 @@ def test_the_published_optimizers_state(amsgrad: bool, backend: str) -> None:
         optimizer.step()
     for p, q in zip(theirs, ours, strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+class Task(str, enum.Enum):
+    A = "a"
+    B = "b"
+
+
+def test_names_and_weights_of_other_types_become_plain(backend: str) -> None:
+    of = params(torch.float32)
+    weights = defaultdict(float, {Task.A: np.float64(2.0), Task.B: 1})
+    optimizer = MTAdam([{"params": of, "term_weights": weights}], anchor=Task.B, terms=tuple(Task), backend=backend)
+    optimizer.backward({Task.A: of[0].sum(), Task.B: of[1].square().sum()})
+    optimizer.step()
+    with optimizer.term(Task.A):
+        of[0].sum().backward()
+    assert list(map(type, optimizer.terms)) == [str, str]
+    assert optimizer.terms == ("a", "b")
+    again = MTAdam(of, backend=backend)
+    again.load_state_dict(through_file(optimizer.state_dict()))
+    assert again.param_groups[0]["term_weights"] == {"a": 2.0, "b": 1.0}
+    assert again.param_groups[0]["anchor"] == "b"
 
 
 def test_state_of_another_model_changes_nothing(backend: str) -> None:

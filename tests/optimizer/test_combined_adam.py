@@ -47,6 +47,41 @@ class Spy(Rule):
         return torch.ones_like(losses)
 
 
+class ByNorm(Rule):
+    """Divide by the norms, and spoil the dot products."""
+
+    def __call__(self, gram: Tensor, losses: Tensor) -> Tensor:
+        norms = gram.diagonal().sqrt()
+        gram /= norms * norms[:, None]
+        return 1 / norms
+
+
+def test_a_rule_may_write_to_the_dot_products(backend: str) -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = CombinedAdam([p], ByNorm(), backend=backend, keep_combined_grad=True)
+    optimizer.backward({"a": 5 * p.sum(), "b": p.square().sum()})
+    expected = 2 * 3**0.5 * p.detach() / 3  # two gradients along (1, 1, 1), each divided by its norm
+    torch.testing.assert_close(float(optimizer.clip_grad_norm_(0.1)), float(expected.norm()), rtol=1e-6, atol=0)
+    optimizer.step()
+    assert p.grad is not None
+    torch.testing.assert_close(float(p.grad.norm()), 0.1, rtol=1e-4, atol=0)
+
+
+def test_a_rule_looks_at_all_parameters_where_none_is_shared(backend: str) -> None:
+    p, q = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.tensor([3.0]))
+    spy = Spy()
+    optimizer = CombinedAdam([p, q], spy, backend=backend)
+    for both in (False, True):
+        terms = {"a": (p * torch.tensor([1.0, -1.0])).sum() + q.sum(), "b": p.sum() * 2, "c": q.sum() * 5}
+        if both:
+            del terms["c"]  # then all reach p
+        optimizer.backward(terms)
+        optimizer.step()
+        everywhere = [[3.0, 0.0, 5.0], [0.0, 8.0, 0.0], [5.0, 0.0, 25.0]]
+        shared = [[2.0, 0.0, 0.0], [0.0, 8.0, 0.0], [0.0, 0.0, 0.0]]
+        assert spy.gram.tolist() == (shared if both else everywhere)
+
+
 # -- combined_adam -----------------------------------------------------------------------------------------------------
 
 

@@ -179,6 +179,14 @@ def test_parameters_are_those_of_the_rule(name: str) -> None:
         make(parameters=layer)
 
 
+@pytest.mark.parametrize("name", [*WITH_PREFERENCE, "PCD"])
+def test_dot_products_are_a_square(name: str) -> None:
+    rule = {**WITH_PREFERENCE, "PCD": PCD}[name]()
+    for shape in ((4, 3), (3, 5), (5,), (8, 1)):
+        with pytest.raises(ValueError, match=r"gram has shape .*; it must be \[K, K\]"):
+            rule(torch.ones(shape, dtype=torch.float64), torch.ones(shape[0], dtype=torch.float64))
+
+
 def test_a_preference_of_mgda_and_pcgrad() -> None:
     g, p = conflicting(3), np.array([1.0, 3.0, 0.5])
     scaled = weigh(MGDA(), g * p[:, None]) * p
