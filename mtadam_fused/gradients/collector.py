@@ -36,6 +36,7 @@ class GradientCollector:
 
     def __init__(self, communicator: Communicator) -> None:
         self._went_to_scaler = False  # whether a GradScaler has what waits: it has unscaled it, or skips the step
+        self._addresses: set[int] = set()  # of gradients that may share memory
         self._losses: dict[int, Tensor] = {}
         self._loss_factor: Tensor | None = None  # by which GradScaler has unscaled
         self.weights: Tensor | None = None
@@ -58,6 +59,7 @@ class GradientCollector:
         """Drop all waiting gradients and losses."""
         self._communicator.abandon()
         self._went_to_scaler = False
+        self._addresses.clear()
         self._by_term.clear()
         self._memory.clear()
         self._params = []
@@ -176,12 +178,11 @@ class GradientCollector:
 
     def _copy_shared(self, grads: list[Tensor | None]) -> None:
         """Copy gradients in memory that another one has: what waits is changed in place."""
-        taken = {grad.data_ptr() for row in self._by_term.values() for grad in row if grad is not None}
         for i, grad in enumerate(grads):
-            if grad is not None and grad.numel():
-                if grad.data_ptr() in taken:
-                    grad = grads[i] = grad.clone()
-                taken.add(grad.data_ptr())
+            if grad is not None and (address := grad.data_ptr()):
+                if address in self._addresses:
+                    grads[i] = grad.clone()
+                self._addresses.add(address)
 
     def leave_combined(self, param: Tensor, grad: Tensor) -> None:
         """Put the combined gradient of a step in ``param.grad``, where it may stay until the next term."""
