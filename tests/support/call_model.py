@@ -182,10 +182,11 @@ class CallModel:
         if self.kind != "normalization":
             return {k: (self._weight(self.terms[k], self.losses.get(k)), 1e-14) for k in self.waiting}
         present = [of_term for of_term in self.waiting.values() if of_term]
-        shared = set.intersection(*(set(of_term) for of_term in present))
+        reached = [set(of_term) for of_term in present]
+        looked_at = set.intersection(*reached) or set.union(*reached)
         found = {}
         for k, of_term in self.waiting.items():
-            square, error, size = squares(of_term[i] for i in shared & set(of_term))
+            square, error, size = squares(of_term[i] for i in looked_at & set(of_term))
             usable = np.isfinite(square) and square > 0
             found[k] = (1 / np.sqrt(square), error / square + (size + 8) * 2.0**-24) if usable else (1.0, 0.0)
         return found
