@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .backends import Backend, select_backend
+from .backends import Backend
+from .backends.registry import add_backends
 from .distributed.communicator import Communicator
 from .distributed.dtensor import dtensor_like
 from .gradients.collector import GradientCollector, check_inputs
@@ -94,9 +95,7 @@ class TermOptimizer(Optimizer):
         self._select_backends()
 
     def _select_backends(self) -> None:
-        """Select one backend per device, once, so that no step runs on another backend than the last."""
-        devices = {p.device for p in self._params()} - self._backends.keys()
-        self._backends |= {device: select_backend(self.backend, device) for device in devices}
+        add_backends(self._backends, self.backend, self._params())
 
     # -- parameters and terms ------------------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
 """The list of backends, their status on this machine, and the selection of one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from ..tables.step_args import StepArgs
 from ..warn import warn_user
@@ -118,6 +119,15 @@ def select_backend(requested: str | Backend, device: torch.device) -> Backend:
             "backend='reference' asks for it without this warning."
         )
     return BACKENDS[usable]
+
+
+def add_backends(backends: dict[torch.device, Backend], requested: str | Backend, params: Iterable[Tensor]) -> None:
+    """Select a backend for each device of ``params`` that ``backends`` lacks; all or none.
+
+    So no step runs on another backend than the last. Errors as in :func:`select_backend`.
+    """
+    devices = {p.device for p in params} - backends.keys()
+    backends.update({device: select_backend(requested, device) for device in devices})
 
 
 def check_backend(backend: Backend, device: torch.device) -> Backend:

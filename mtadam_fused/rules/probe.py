@@ -1,12 +1,12 @@
 """The dot products that rules look at, of gradients with respect to a few tensors only."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..backends import Backend, select_backend
+from ..backends import Backend
+from ..backends.registry import add_backends
 from ..distributed.communicator import Communicator
 from ..gradients.collector import fit_to_params
 from ..hyperparameters import Hyperparameters, Term
@@ -37,7 +37,7 @@ class ParameterProbe:
         self._parameters = list(parameters)
         self._backend = backend
         self._backends: dict[torch.device, Backend] = {}
-        self._select_backends()
+        add_backends(self._backends, backend, self._parameters)
         self.tables: list[ParamTable] = []
         self._layout: object = None
 
@@ -47,11 +47,14 @@ class ParameterProbe:
         Raises:
             RuntimeError: from autograd, no loss reaches any of the parameters, or a gradient that is not dense.
         """
-        grads = differentiate(losses, self._parameters)
-        for term, of_term in zip(losses, grads, strict=True):
+        grads = []
+        for term, loss in losses.items():
+            of_term = differentiate(loss, self._parameters)
             fit_to_params(of_term, self._parameters, term)
-            communicator.all_reduce_mean_async(of_term)
+            communicator.all_reduce_mean_async(of_term)  # while the next one is differentiated
+            grads.append(of_term)
         communicator.wait()
+        check_reached(grads, losses)
         tables = self._current_tables(len(losses))
         steps = [self._make_args(table, grads) for table in tables]
         return sum_gram(steps, self._backends, len(losses), tables[0].device)
@@ -60,14 +63,10 @@ class ParameterProbe:
         """Return whether these are the parameters that it looks at."""
         return list(map(id, parameters)) == list(map(id, self._parameters))
 
-    def _select_backends(self) -> None:
-        devices = {p.device for p in self._parameters} - self._backends.keys()
-        self._backends |= {device: select_backend(self._backend, device) for device in devices}
-
     def _current_tables(self, terms: int) -> list[ParamTable]:
         layout = terms, [(p.device, p.data_ptr(), p.stride(), p.numel()) for p in self._parameters]
         if layout != self._layout:
-            self._select_backends()
+            add_backends(self._backends, self._backend, self._parameters)
             group = {"params": self._parameters, "amsgrad": False}
             self.tables = build_tables([group], {}, terms, StateLayout(has_norms=False, per_term=False))
             self._layout = layout
@@ -125,32 +124,31 @@ class FeatureProbe:
             RuntimeError: from autograd, or no loss reaches any of the features.
         """
         gram = torch.zeros(len(losses), len(losses), dtype=torch.float64, device=self._features[0].device)
-        by_feature = zip(*differentiate(losses, self._features), strict=True)
-        for feature, grads in zip(self._features, by_feature, strict=True):
+        by_loss = [differentiate(loss, self._features) for loss in losses.values()]
+        check_reached(by_loss, losses)
+        for feature, grads in zip(self._features, zip(*by_loss, strict=True), strict=True):
             rows = torch.stack([torch.zeros_like(feature) if g is None else g for g in grads]).flatten(1).double()
             gram += (rows @ rows.T).to(gram.device)
         # Each process has its share of the features, and the mean loss 1 / P of their gradients.
         return communicator.all_reduce_mean(gram) / communicator.size
 
 
-def differentiate(losses: Mapping[Term, Tensor], tensors: Sequence[Tensor]) -> list[list[Tensor | None]]:
-    """Return for each loss its gradients with respect to ``tensors``.
+def differentiate(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients of ``loss`` with respect to ``tensors``.
 
-    They are None where the loss does not reach a tensor, and for tensors that need no gradient, such as frozen ones.
-
-    Raises:
-        RuntimeError: from autograd, or no loss reaches any of the tensors.
+    They are None for tensors that the loss does not reach, and for those that need no gradient, such as frozen ones.
     """
     needed = [t for t in tensors if t.requires_grad]
-    found: list[list[Tensor | None]] = []
-    for loss in losses.values():
-        grads: Iterator[Tensor | None] = repeat(None)
-        if needed and loss.requires_grad:
-            grads = iter(torch.autograd.grad(loss, needed, retain_graph=True, allow_unused=True))
-        found.append([next(grads) if t.requires_grad else None for t in tensors])
-    if all(grad is None for grads in found for grad in grads) and any(loss.requires_grad for loss in losses.values()):
+    if not needed or not loss.requires_grad:
+        return [None] * len(tensors)
+    grads = iter(torch.autograd.grad(loss, needed, retain_graph=True, allow_unused=True))
+    return [next(grads) if t.requires_grad else None for t in tensors]
+
+
+def check_reached(grads: TermGradients, losses: Mapping[Term, Tensor]) -> None:
+    """Raise RuntimeError if ``losses`` have graphs, but no gradient with respect to any tensor."""
+    if all(grad is None for row in grads for grad in row) and any(loss.requires_grad for loss in losses.values()):
         raise RuntimeError(
             f"none of the losses {list(losses)} reaches what the rule looks at; name parameters of a layer that they "
             "are computed with, and that is not frozen"
         )
-    return found
