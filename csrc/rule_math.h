@@ -220,14 +220,18 @@ MTADAM_FN double least_on_support(unsigned support, const UnitGram& unit, double
     sum += is_in(k) ? y[k] * unit.inverse[k] : 0;
   }
   if (!(sum > 0)) return HUGE_VAL;
+  MTADAM_UNROLL
+  for (int k = 0; k < kMostVectors; ++k) {
+    y[k] /= sum;
+    weights[k] = is_in(k) ? y[k] * unit.inverse[k] : 0;
+  }
   double square = 0;
   MTADAM_UNROLL
   for (int r = 0; r < kMostVectors; ++r) {
-    weights[r] = is_in(r) ? y[r] / sum * unit.inverse[r] : 0;
     double product = 0;
     MTADAM_UNROLL
-    for (int j = 0; j < kMostVectors; ++j) product += is_in(r) && is_in(j) ? unit.cosines[r][j] * (y[j] / sum) : 0;
-    square += product * (y[r] / sum);
+    for (int j = 0; j < kMostVectors; ++j) product += is_in(r) && is_in(j) ? unit.cosines[r][j] * y[j] : 0;
+    square += product * y[r];
   }
   return square == square ? nan_max(square, 0.0) : HUGE_VAL;
 }

@@ -136,7 +136,9 @@ FAULTS_OF_RULES = {
     "one product of two": Fault(RULES, "ratio[j] * cosines[r]", "0.0"),
     "the shortest gets all": Fault(RULES, "ratio[k] * y[k]", "0.0"),
     "negative weights": Fault(RULES, "!(y[k] > 0 && is_finite(y[k]))", "false"),
-    "sum of the coefficients": Fault(RULES, "y[k] * unit.inverse[k]", "y[k]"),
+    "sum of the coefficients": Fault(
+        RULES, "sum += is_in(k) ? y[k] * unit.inverse[k]", "y[k]", "y[k] * unit.inverse[k]"
+    ),
     "last support left out": Fault("cpu/min_norm.cpp", "1u << args.size", "(1u << args.size) - 1", "1u << args.size"),
     "largest norm": Fault("cpu/min_norm.cpp", "!(square < least)", "least < 1e300 && square < least"),
 }
