@@ -1,15 +1,24 @@
 // The updates of some elements of one row.
 #pragma once
 
+#include <algorithm>
+
 #include "blocks.h"
 #include "vectors.h"
 
 namespace mtadam::cpu {
 namespace {
 
-// Vectors of each stream that an update takes before the next stream's: enough for the hardware to follow dozens of
-// streams, and few enough for the registers.
-constexpr int kPerBlock = 8;
+// Elements that an update takes at a time: few enough for the registers, and for all streams to advance together.
+template <class C>
+constexpr int64_t kBlock = std::min(2 * kLineBytes, 4 * kRegisterBytes) / sizeof(C);
+
+// The most terms that an update takes together, each with instructions of its own: the hardware follows a dozen streams
+// of memory, and tells them apart by the instructions that read them.
+constexpr int kTermsPerPass = 5;
+
+// Elements over which an update takes some terms, then the next: what it keeps of them stays in a first-level cache.
+constexpr int64_t kElementsPerPass = 512;
 
 // How far ahead, in bytes, the streams of an update are prefetched.
 constexpr int64_t kAhead = 1024;
@@ -51,63 +60,85 @@ MTADAM_FN void advance(const RowArgs<C>& at, int64_t i, const Stream<N, V, P>& p
   MTADAM_EACH(j, N) out.set(j, combined[j]);
 }
 
+// Some terms of a row, [first, last).
+struct Terms {
+  int64_t first, last;
+};
+
+// An update adds up some numbers of all terms, kSums per element, and then ends the step with them.
 template <class P, class G>
 struct MTAdamUpdate {
-  // Takes all terms of some elements before the next elements: sums and maxima stay in registers, and all streams run
-  // forwards together, as the hardware follows them best.
+  // The total of the second moments is NaN if one of them is, and costs less than to ask each.
+  enum { kCombined, kLargest, kTotal, kSums };
+
   template <int N, class V, class C>
-  MTADAM_FN static void run(const RowArgs<C>& at, int64_t i, const RowScalars<V>& row) {
+  MTADAM_FN static void add(const RowArgs<C>& at, int64_t i, Terms terms, const RowScalars<V>& row,
+                            V (&sum)[kSums][N]) {
     const Stream<N, V, P> param(static_cast<P*>(at.param), i);
-    V value[N], combined[N] = {}, largest[N] = {};
-    V total[N] = {};  // of the second moments: it is NaN if one of them is, and costs less than to ask each
+    V value[N];
     MTADAM_EACH(j, N) value[j] = param[j];
-    for (int64_t k = 0; k < at.terms; ++k) {
-      if (!at.exp_avg_sq[k] || !at.grad[k]) continue;
+    MTADAM_EACH(n, kTermsPerPass) {
+      const int64_t k = terms.first + n;
+      if (k >= terms.last || !at.exp_avg_sq[k]) continue;
       const Stream<N, V, C> exp_avg_sq(at.exp_avg_sq[k], i);
-      const Stream<N, V, const G> grad(static_cast<const G*>(at.grad[k]), i);
-      const V scale = broadcast<V>(at.scale[k]);
+      V moment[N];
+      MTADAM_EACH(j, N) moment[j] = exp_avg_sq[j];
+      if (at.grad[k]) {
+        const Stream<N, V, const G> grad(static_cast<const G*>(at.grad[k]), i);
+        const V scale = broadcast<V>(at.scale[k]);
+        MTADAM_EACH(j, N) {
+          add_term(grad[j], scale, value[j], row, moment[j], sum[kCombined][j]);
+          exp_avg_sq.set(j, moment[j]);
+        }
+      }  // else an absent term, which keeps its moments, and still bounds the step
+      if (at.max_exp_avg_sq[k]) raise(Stream<N, V, C>(at.max_exp_avg_sq[k], i), moment);
       MTADAM_EACH(j, N) {
-        V moment = exp_avg_sq[j];
-        add_term(grad[j], scale, value[j], row, moment, combined[j]);
-        exp_avg_sq.set(j, moment);
-        largest[j] = moment > largest[j] ? moment : largest[j];
-        total[j] += moment;
+        sum[kLargest][j] = moment[j] > sum[kLargest][j] ? moment[j] : sum[kLargest][j];
+        sum[kTotal][j] += moment[j];
       }
     }
-    MTADAM_EACH(j, N) largest[j] = total[j] != total[j] ? total[j] : largest[j];
-    for (int64_t k = 0; k < at.terms; ++k) {  // an absent term keeps its moments, and still bounds the step
-      if (!at.exp_avg_sq[k] || (at.grad[k] && !at.max_exp_avg_sq[k])) continue;
-      const Stream<N, V, C> exp_avg_sq(at.exp_avg_sq[k], i);
-      V bound[N];
-      MTADAM_EACH(j, N) bound[j] = exp_avg_sq[j];
-      if (at.max_exp_avg_sq[k]) raise(Stream<N, V, C>(at.max_exp_avg_sq[k], i), bound);
-      MTADAM_EACH(j, N) largest[j] = nan_max(largest[j], bound[j]);
+  }
+
+  template <int N, class V, class C>
+  MTADAM_FN static void end(const RowArgs<C>& at, int64_t i, const RowScalars<V>& row, const V (&sum)[kSums][N]) {
+    const Stream<N, V, P> param(static_cast<P*>(at.param), i);
+    V value[N], largest[N];
+    MTADAM_EACH(j, N) {
+      value[j] = param[j];
+      largest[j] = sum[kTotal][j] != sum[kTotal][j] ? sum[kTotal][j] : sum[kLargest][j];
     }
-    advance(at, i, param, value, combined, combined, largest, row);
+    advance(at, i, param, value, sum[kCombined], sum[kCombined], largest, row);
   }
 };
 
 template <class P, class G>
 struct CombinedAdam {
+  enum { kCombined, kSums };
+
   template <int N, class V, class C>
-  MTADAM_FN static void run(const RowArgs<C>& at, int64_t i, const RowScalars<V>& row) {
-    V value[N], combined[N] = {}, gradient[N], largest[N];
-    for (int64_t k = 0; k < at.terms; ++k) {
-      if (!at.grad[k]) continue;
+  MTADAM_FN static void add(const RowArgs<C>& at, int64_t i, Terms terms, const RowScalars<V>&, V (&sum)[kSums][N]) {
+    MTADAM_EACH(n, kTermsPerPass) {
+      const int64_t k = terms.first + n;
+      if (k >= terms.last || !at.grad[k]) continue;
       const Stream<N, V, const G> grad(static_cast<const G*>(at.grad[k]), i);
       const V weight = broadcast<V>(at.scale[k]);
-      MTADAM_EACH(j, N) combined[j] = add_weighted(combined[j], grad[j], weight);
+      MTADAM_EACH(j, N) sum[kCombined][j] = add_weighted(sum[kCombined][j], grad[j], weight);
     }
+  }
+
+  template <int N, class V, class C>
+  MTADAM_FN static void end(const RowArgs<C>& at, int64_t i, const RowScalars<V>& row, const V (&sum)[kSums][N]) {
     const Stream<N, V, P> param(static_cast<P*>(at.param), i);
     const Stream<N, V, C> exp_avg_sq(at.exp_avg_sq[0], i);
+    V value[N], gradient[N], largest[N];
     MTADAM_EACH(j, N) {
       value[j] = param[j];
-      gradient[j] = balanced_gradient(combined[j], row.grad_sign, value[j], row.l2_decay);
+      gradient[j] = balanced_gradient(sum[kCombined][j], row.grad_sign, value[j], row.l2_decay);
       largest[j] = second_moment(exp_avg_sq[j], gradient[j], row.beta2, row.one_minus_beta2);
       exp_avg_sq.set(j, largest[j]);
     }
     if (at.max_exp_avg_sq[0]) raise(Stream<N, V, C>(at.max_exp_avg_sq[0], i), largest);
-    advance(at, i, param, value, gradient, combined, largest, row);
+    advance(at, i, param, value, gradient, sum[kCombined], largest, row);
   }
 };
 
@@ -124,16 +155,42 @@ MTADAM_FN RowScalars<V> broadcast(const RowScalars<C>& row) {
           {all(f.step_size), all(f.inv_correction2), all(f.eps), all(f.decay), all(f.unscale)}};
 }
 
+// Takes some terms of N vectors from element i on. `kept` has the sums of the terms before, and receives them unless
+// these terms are the last.
+template <class Update, int N, class V, class C>
+MTADAM_FN void take(const RowArgs<C>& at, int64_t i, Terms terms, const RowScalars<V>& row, C* kept) {
+  constexpr int kSums = Update::kSums;
+  const auto kept_at = [&](int s, int j) { return kept + s * kElementsPerPass + j * kElements<V>; };
+  V sum[kSums][N];
+  if (terms.first > 0)
+    MTADAM_EACH(s, kSums) MTADAM_EACH(j, N) sum[s][j] = load_as<V>(kept_at(s, j));
+  else
+    MTADAM_EACH(s, kSums) MTADAM_EACH(j, N) sum[s][j] = V{};
+  Update::add(at, i, terms, row, sum);
+  if (terms.last == at.terms)
+    Update::end(at, i, row, sum);
+  else
+    MTADAM_EACH(s, kSums) MTADAM_EACH(j, N) store_as(kept_at(s, j), sum[s][j]);
+}
+
 // Element-wise, so that its result depends neither on the instruction set nor on where it begins.
-template <template <class, class> class Update, class P, class G, class C>
+template <template <class, class> class Of, class P, class G, class C>
 void update(const RowArgs<C>& at, int64_t begin, int64_t end, const RowScalars<C>& row) {
-  using V = Vector<C>;
-  constexpr int64_t kBlock = kPerBlock * kWidth<C>;
-  const RowScalars<V> rows = broadcast<V>(row);
-  int64_t i = begin;
-  for (; i + kBlock <= end; i += kBlock) Update<P, G>::template run<kPerBlock>(at, i, rows);
-  for (; i + kWidth<C> <= end; i += kWidth<C>) Update<P, G>::template run<1>(at, i, rows);
-  for (; i < end; ++i) Update<P, G>::template run<1>(at, i, row);
+  using Update = Of<P, G>;
+  constexpr int kVectors = kBlock<C> / kWidth<C>;
+  const RowScalars<Vector<C>> rows = broadcast<Vector<C>>(row);
+  const int64_t passes = (at.terms + kTermsPerPass - 1) / kTermsPerPass;
+  alignas(kLineBytes) C kept[Update::kSums * kElementsPerPass];
+  for (; begin < end; begin += kElementsPerPass) {
+    const int64_t last = std::min(begin + kElementsPerPass, end);
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const Terms terms{at.terms * pass / passes, at.terms * (pass + 1) / passes};
+      int64_t i = begin;
+      for (; i + kBlock<C> <= last; i += kBlock<C>) take<Update, kVectors>(at, i, terms, rows, kept + i - begin);
+      for (; i + kWidth<C> <= last; i += kWidth<C>) take<Update, 1>(at, i, terms, rows, kept + i - begin);
+      for (; i < last; ++i) take<Update, 1>(at, i, terms, row, kept + i - begin);
+    }
+  }
 }
 
 }  // namespace

@@ -76,7 +76,7 @@ MTADAM_FN void store_as(T* to, const V& value) {
 // Returns a number in all elements of V.
 template <class V, class C>
 MTADAM_FN V broadcast(C value) {
-  return V{} + value;
+  return value - V{};  // not a sum with zero, which changes -0, and so could not be left out
 }
 
 // A loop over a few vectors, unrolled, so that they stay in registers.

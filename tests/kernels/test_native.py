@@ -46,7 +46,8 @@ FORMULAS, RULES = "update_math.h", "rule_math.h"
 UPDATES, ROWS = "cpu/updates.h", "cpu/update_rows.h"
 INNER_LOOPS = ("products.h", "updates.h", "vectors.h")  # of csrc/cpu
 THREADS = [1, 2, 3, 7]
-DECAY = "(exp_avg_sq.set(j, exp_avg_sq[j] * row.beta2), exp_avg_sq[j])"
+DECAY = "(exp_avg_sq.set(j, exp_avg_sq[j] * (at.grad[k] ? V{} + 1 : row.beta2)), exp_avg_sq[j])"
+LARGER, TOTAL = "moment[j] > sum[kLargest][j] ? moment[j] : sum[kLargest][j]", "sum[kTotal][j]"
 LATE = "f.decay * (param - f.step_size * exp_avg / (square_root(largest) * f.inv_correction2 + f.eps))"
 
 # Seen by the cases of every storage type alone: of MTAdam's kernels or both optimizers',
@@ -67,26 +68,31 @@ FAULTS = {
     "decaying peak stays": Fault(FORMULAS, ": C(beta3)", "C(1)", "C(beta3)"),
     "no term weights": Fault(FORMULAS, "weight * (anchor / norm_avg)", "anchor / norm_avg"),
     "maximize ignored": Fault("launch.h", "C(g.grad_sign)", "C(1)"),
-    "absent term decays": Fault(UPDATES, "bound[j] = exp_avg_sq[j]", DECAY, "exp_avg_sq[j]"),
-    "absent term does not bound": Fault(UPDATES, "nan_max(largest[j], bound[j])", "largest[j]"),
+    "absent term decays": Fault(UPDATES, "moment[j] = exp_avg_sq[j]", DECAY, "exp_avg_sq[j]"),
+    "absent term does not bound": Fault(
+        UPDATES, LARGER, "at.grad[k] ? nan_max(sum[kLargest][j], moment[j]) : sum[kLargest][j]"
+    ),
     "L2 decay once": Fault(
         FORMULAS, "scale, param, row.l2_decay)", "combined == C{} ? row.l2_decay : C{}", "row.l2_decay"
     ),
     "no decoupled decay": Fault(ROWS, "g.decoupled_decay", "0.0"),
     "amsgrad ignored": Fault(UPDATES, "if (at.max_exp_avg_sq[k])", "nullptr", "at.max_exp_avg_sq[k]"),
-    "sum of the second moments": Fault(UPDATES, "moment > largest[j] ? moment : largest[j]", "largest[j] + moment"),
+    "sum of the second moments": Fault(UPDATES, LARGER, "sum[kLargest][j] + moment[j]"),
+    "terms before the sixth lost": Fault(UPDATES, "load_as<V>(kept_at(s, j))", "V{}"),
     "first moment not corrected": Fault(FORMULAS, "std::pow(beta1, step)", "0.0"),
     "second moment not corrected": Fault(FORMULAS, "std::pow(beta2, step)", "0.0"),
     "no eps": Fault(FORMULAS, "f.inv_correction2 + f.eps", "C{}", "f.eps"),
     "lr +1 %": Fault(FORMULAS, "f.step_size * exp_avg", "f.step_size * 1.01f", "f.step_size"),
     "decay after the update": Fault(FORMULAS, "f.decay * param", LATE),
     "first chunk left out": Fault(ROWS, "std::max(begin, last - kRun)", "begin + 1", "begin"),
-    "last element left out": Fault(UPDATES, "; i < end; ++i", "i + 1 < end", "i < end"),
+    "last element left out": Fault(UPDATES, "; i < last; ++i", "i + 1 < last", "i < last"),
     "steps not counted": Fault("cpu/balance.cpp", "args.steps[r] += 1", "0", "1"),
     # and of CombinedAdam's.
     "combined: steps not counted": Fault("cpu/combined_adam.cpp", "args.steps[r] += 1", "0", "1"),
     "combined: one weight for all": Fault(UPDATES, "weight = broadcast<V>(at.scale[k])", "at.scale[0]", "at.scale[k]"),
-    "combined: decay in the gradient": Fault(UPDATES, "value, gradient, combined, largest", "gradient", "combined"),
+    "combined: decay in the gradient": Fault(
+        UPDATES, "value, gradient, sum[kCombined], largest", "gradient", "sum[kCombined]"
+    ),
     "combined: amsgrad ignored": Fault(UPDATES, "if (at.max_exp_avg_sq[0])", "nullptr", "at.max_exp_avg_sq[0]"),
     "product without the last element": Fault("cpu/term_gram.cpp", "nullptr, begin, end, sums", "end - 1", "end"),
     "product with a fifth, the same": Fault("cpu/term_gram.cpp", "grad[k], begin, end, sums", "end - 1", "end"),
@@ -100,7 +106,7 @@ FAULTS_OF_NUMBERS = {
     "running norm starts at 1e-10": Fault(FORMULAS, "!(norm > C(kTinyNorm))", "norm < C(kTinyNorm)"),
     "infinite norms count": Fault(FORMULAS, "!is_finite(norm)", "!has_started(norm)"),
     "NaN is not the largest": Fault(FORMULAS, "a >= b || a != a", "a >= b"),
-    "NaN of a term is lost": Fault(UPDATES, "total[j] != total[j] ? total[j] : largest[j]", "largest[j]"),
+    "NaN of a term is lost": Fault(UPDATES, f"{TOTAL} != {TOTAL} ? {TOTAL} : sum[kLargest][j]", "sum[kLargest][j]"),
     "bfloat16 cut off": Fault("float16.h", "u + 0x7fffu + (u >> 16 & 1u)", "u"),
     "bfloat16 ties away from zero": Fault("float16.h", "u + 0x7fffu + (u >> 16 & 1u)", "u + 0x8000u"),
     "half ties away from zero": Fault("float16.h", "0xfffu + (magnitude >> 13 & 1u)", "U{} + 0x1000u"),
