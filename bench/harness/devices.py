@@ -63,7 +63,7 @@ class CpuDevice:
     """The CPU; see :class:`Device`."""
 
     torch_device = torch.device("cpu")
-    slow_limit = 1.2e8  # a second a turn for the published loop
+    slow_limit = 2.6e8  # two seconds a turn for the published loop
     loop_limit = float("inf")
 
     def __init__(self, compile_seconds: int = COMPILE_SECONDS) -> None:

@@ -20,6 +20,7 @@ _CASES += [
     for workload, terms in (("resnet50", 2), ("resnet50", 4), ("equal_20m", 4))
     for rule in RULES
 ]
+_CASES += [Case("resnet50", 10, rule="PCGrad")]
 CASES = {str(case): case for case in _CASES}
 
 
