@@ -94,8 +94,8 @@ class Case:
     @classmethod
     def showing(cls, fault: str, dtype: torch.dtype, terms: int = 3, device: str = "cpu") -> "Case":
         """Return a case in which a fault is seen."""
-        one, options = ("contiguous",), cls.FAULTS[fault]
-        return cls(dtype, ((129, 33),), one, one, terms, 1, absent=0.3, options=options, steps=3, device=device)
+        both, options = ("contiguous",) * 2, cls.FAULTS[fault]
+        return cls(dtype, ((31, 33), (40,)), both, both, terms, 4, absent=0.3, options=options, steps=3, device=device)
 
     @classmethod
     def choosing(cls, choices: dict[str, Any], dtype: torch.dtype, device: str = "cpu") -> "Case":
