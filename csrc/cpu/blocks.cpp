@@ -24,7 +24,7 @@ namespace mtadam::cpu::MTADAM_ISA {
 extern const Blocks<double> float64;
 const Blocks<double> float64 = {
     {MTADAM_SUMS(Products::kSquares, double, double)}, {MTADAM_SUMS(Products::kPairs, double, double)},
-    {MTADAM_SUMS(Products::kOneMore, double, double)}, {{update<MTAdamUpdate, double, double, double>}},
+    {MTADAM_SUMS(Products::kOthers, double, double)},  {{update<MTAdamUpdate, double, double, double>}},
     {{update<CombinedAdam, double, double, double>}},
 };
 
@@ -32,7 +32,7 @@ extern const Blocks<float> float32;
 const Blocks<float> float32 = {
     MTADAM_FLOAT_SUMS(Products::kSquares, float),
     MTADAM_FLOAT_SUMS(Products::kPairs, double),
-    MTADAM_FLOAT_SUMS(Products::kOneMore, double),
+    MTADAM_FLOAT_SUMS(Products::kOthers, double),
     MTADAM_UPDATES(MTAdamUpdate),
     MTADAM_UPDATES(CombinedAdam),
 };

@@ -37,15 +37,16 @@ constexpr int64_t kGradsPerPass = 4;
 constexpr int64_t kElementsPerTile = 1024;
 
 // Sums products of some gradients over elements [begin, end), in an order that depends on their number alone.
-using Sums = void (*)(const void* const* grads, const void* one_more, int64_t begin, int64_t end, double* sums);
+using Sums = void (*)(const void* const* grads, const void* const* others, int64_t begin, int64_t end, double* sums);
 
 template <class C>
 struct Blocks {
   // By gradient type and number of gradients (less one): their squares.
   Sums squares[kStorageTypes][kGradsPerPass];
-  // The products of all pairs, (0, 0), (1, 0), (1, 1), (2, 0), ...; the products with one more gradient, when all are
-  // in the cache. In double: those of large float32 gradients would overflow, and those of small ones vanish.
-  Sums pairs[kStorageTypes][kGradsPerPass], with_one[kStorageTypes][kGradsPerPass];
+  // The products of all pairs, (0, 0), (1, 0), (1, 1), (2, 0), ...; the products with kGradsPerPass others, (0, 0),
+  // (0, 1), ..., (1, 0), ..., when all are in the cache. In double: those of large float32 gradients would overflow,
+  // and those of small ones vanish.
+  Sums pairs[kStorageTypes][kGradsPerPass], with_others[kStorageTypes][kGradsPerPass];
   Updates<C> mtadam_update, combined_adam;
 };
 

@@ -32,22 +32,27 @@ MTADAM_FN void load_lanes(Lanes<A>& lanes, const G* from, int64_t n) {
 }
 
 // The products of T gradients to sum: their squares; those of all pairs, (0, 0), (1, 0), (1, 1), (2, 0), ...; or those
-// with one more gradient.
-enum class Products { kSquares, kPairs, kOneMore };
+// with kGradsPerPass others, (0, 0), (0, 1), ..., (1, 0), ....
+enum class Products { kSquares, kPairs, kOthers };
 
 template <int T, Products kWhich>
-constexpr int kProducts = kWhich == Products::kPairs ? T * (T + 1) / 2 : T;
+constexpr int kProducts = kWhich == Products::kPairs    ? T * (T + 1) / 2
+                          : kWhich == Products::kOthers ? T * kGradsPerPass
+                                                        : T;
 
-// Adds the products of n elements of each gradient, at most a vector of each.
+// Adds the products of n elements of each gradient, from element i on, at most a vector of each.
 template <class A, class G, int T, Products kWhich>
-MTADAM_FN void add_products(const G* const* grad, const G* one, int64_t n, Lanes<A> (&sum)[kProducts<T, kWhich>]) {
-  Lanes<A> g[T], more;
-  for (int k = 0; k < T; ++k) load_lanes<A>(g[k], grad[k], n);
-  if (kWhich == Products::kOneMore) load_lanes<A>(more, one, n);
+MTADAM_FN void add_products(const void* const* grads, const void* const* others, int64_t i, int64_t n,
+                            Lanes<A> (&sum)[kProducts<T, kWhich>]) {
+  constexpr bool kHasOthers = kWhich == Products::kOthers;
+  Lanes<A> g[T], other[kGradsPerPass];
+  for (int k = 0; k < T; ++k) load_lanes<A>(g[k], static_cast<const G*>(grads[k]) + i, n);
+  for (int j = 0; kHasOthers && j < kGradsPerPass; ++j)
+    load_lanes<A>(other[j], static_cast<const G*>(others[j]) + i, n);
   for (int k = 0, product = 0; k < T; ++k)
-    for (int j = kWhich == Products::kPairs ? 0 : k; j <= k; ++j, ++product)
-      for (int64_t i = 0; i < kPerLanes; ++i)
-        sum[product].part[i] += g[k].part[i] * (kWhich == Products::kOneMore ? more : g[j]).part[i];
+    for (int j = kWhich == Products::kSquares ? k : 0; j < (kHasOthers ? kGradsPerPass : k + 1); ++j, ++product)
+      for (int64_t part = 0; part < kPerLanes; ++part)
+        sum[product].part[part] += g[k].part[part] * (kHasOthers ? other : g)[j].part[part];
 }
 
 // The sums over some tiles, lane by lane in double.
@@ -73,14 +78,12 @@ class Totals {
 
 // Reads all gradients together: memory serves several streams faster than one after another.
 template <class A, class G, int T, Products kWhich>
-void products(const void* const* grads, const void* one_more, int64_t begin, int64_t end, double* sums) {
+void products(const void* const* grads, const void* const* others, int64_t begin, int64_t end, double* sums) {
   Totals<A> totals[kProducts<T, kWhich>];
   for (int64_t i = begin; i < end;) {
     Lanes<A> sum[kProducts<T, kWhich>] = {};
     const auto add = [&](int64_t n) __attribute__((always_inline)) {
-      const G* grad[T];
-      for (int k = 0; k < T; ++k) grad[k] = static_cast<const G*>(grads[k]) + i;
-      add_products<A, G, T, kWhich>(grad, static_cast<const G*>(one_more) + i, n, sum);
+      add_products<A, G, T, kWhich>(grads, others, i, n, sum);
       i += n;
     };
     const int64_t last = std::min(i + kElementsPerTile, end);

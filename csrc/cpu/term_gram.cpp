@@ -11,15 +11,15 @@ void add_products(const Present& present, int64_t first, int64_t begin, int64_t 
   const int64_t last = std::min(first + kGradsPerPass, present.count());
   const void* const* const grad = present.grad.data();
   const auto at = [&](int64_t k, int64_t j) -> double& { return gram[present.term[k] * terms + present.term[j]]; };
-  double sums[kGradsPerPass * (kGradsPerPass + 1) / 2];
+  double sums[kGradsPerPass * kGradsPerPass];
   blocks<C>().pairs[present.type][last - first - 1](grad + first, nullptr, begin, end, sums);
   for (int64_t k = first, pair = 0; k < last; ++k)
     for (int64_t j = first; j <= k; ++j, ++pair) at(k, j) += sums[pair];
-  for (int64_t k = first; k < last; ++k)
-    for (int64_t before = 0; before < first; before += kGradsPerPass) {
-      blocks<C>().with_one[present.type][kGradsPerPass - 1](grad + before, grad[k], begin, end, sums);
-      for (int64_t j = 0; j < kGradsPerPass; ++j) at(k, before + j) += sums[j];
-    }
+  for (int64_t before = 0; before < first; before += kGradsPerPass) {
+    blocks<C>().with_others[present.type][last - first - 1](grad + first, grad + before, begin, end, sums);
+    for (int64_t k = first, pair = 0; k < last; ++k)
+      for (int64_t j = before; j < before + kGradsPerPass; ++j, ++pair) at(k, j) += sums[pair];
+  }
 }
 
 }  // namespace

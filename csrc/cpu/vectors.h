@@ -2,7 +2,12 @@
 // namespace: it is compiled once per instruction set, and the linker must not mix those.
 #pragma once
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include <cstring>
+#include <type_traits>
 
 #include "../float16.h"
 
@@ -41,6 +46,18 @@ constexpr int64_t kElements<Vector<double>> = kWidth<double>;
 template <class T>
 constexpr bool kIs16Bit = sizeof(T) == 2;
 
+// Converts a vector of as many elements. The instructions for float to double are named, because g++ 12 would convert
+// two halves, and put them together.
+template <class V, class From>
+MTADAM_FN V converted(const From& value) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vector<double>> && sizeof(From) == sizeof(V) / 2) return _mm512_cvtps_pd(value);
+#elif defined(__AVX__)
+  if constexpr (std::is_same_v<V, Vector<double>> && sizeof(From) == sizeof(V) / 2) return _mm256_cvtps_pd(value);
+#endif
+  return __builtin_convertvector(value, V);
+}
+
 // Loads the elements at `from`, in the arithmetic type.
 template <class V, class T>
 MTADAM_FN V load_as(const T* from) {
@@ -51,11 +68,11 @@ MTADAM_FN V load_as(const T* from) {
     VectorOfSize<uint16_t, n> bits;
     std::memcpy(&bits, from, sizeof bits);
     const auto wide = __builtin_convertvector(bits, VectorOfSize<uint32_t, n>);
-    return __builtin_convertvector((decoded<VectorOfSize<float, n>>(T{}, wide)), V);
+    return converted<V>(decoded<VectorOfSize<float, n>>(T{}, wide));
   } else {
     VectorOfSize<T, n> value;
     std::memcpy(&value, from, sizeof value);
-    return __builtin_convertvector(value, V);
+    return converted<V>(value);
   }
 }
 

@@ -95,7 +95,7 @@ FAULTS = {
     ),
     "combined: amsgrad ignored": Fault(UPDATES, "if (at.max_exp_avg_sq[0])", "nullptr", "at.max_exp_avg_sq[0]"),
     "product without the last element": Fault("cpu/term_gram.cpp", "nullptr, begin, end, sums", "end - 1", "end"),
-    "product with a fifth, the same": Fault("cpu/term_gram.cpp", "grad[k], begin, end, sums", "end - 1", "end"),
+    "product with a fifth, the same": Fault("cpu/term_gram.cpp", "grad + before, begin, end, sums", "end - 1", "end"),
 }
 
 # Seen where single numbers are looked at.
