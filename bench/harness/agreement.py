@@ -73,15 +73,18 @@ class Start:
     rows: list[int]
     params: list[Tensor]
     grads: list[list[Tensor]]  # [K][rows], float64
-    _after: dict[Oracle, list[Tensor]] = field(default_factory=dict)
+    _after: dict[tuple[Oracle, float], list[Tensor]] = field(default_factory=dict)
 
-    def after(self, oracle: Oracle) -> list[Tensor]:
-        """Return the parameters, in float64, after the oracle's step."""
-        if oracle not in self._after:
+    def after(self, oracle: Oracle, rounding: float = 0.0) -> list[Tensor]:
+        """Return the parameters, in float64, after the oracle's step.
+
+        Add ``rounding`` to each gradient, as a share of its absolute value.
+        """
+        if (oracle, rounding) not in self._after:
             params = [nn.Parameter(p.double()) for p in self.params]
-            oracle(params, self.grads)
-            self._after[oracle] = [p.detach() for p in params]
-        return self._after[oracle]
+            oracle(params, [[g + rounding * g.abs() for g in of_term] for of_term in self.grads])
+            self._after[oracle, rounding] = [p.detach() for p in params]
+        return self._after[oracle, rounding]
 
     @staticmethod
     def copy_of(params: Sequence[Tensor], grads: Sequence[Sequence[Tensor]]) -> "Start":
@@ -101,10 +104,14 @@ def check_first_run(contender: Contender, start: Start) -> None:
     contender.run()
     if contender.oracle is None:
         return
-    check = check_params if contender.exact else check_update
+    made = [contender.params[i].detach().cpu() for i in start.rows]
+    expected, nudged = start.after(contender.oracle), start.after(contender.oracle, contender.rounding)
     try:
-        for i, after, before in zip(start.rows, start.after(contender.oracle), start.params, strict=True):
-            check(contender.params[i].detach().cpu(), after.numpy(), before)
+        for p, after, away, before in zip(made, expected, nudged, start.params, strict=True):
+            if contender.exact:
+                check_params(p, after.numpy(), before, away.numpy())
+            else:
+                check_update(p, after.numpy(), before)
     except TooFar as error:
         raise TooFar(f"{contender.name} does not make the step that it should: {error}") from None
 

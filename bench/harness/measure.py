@@ -44,6 +44,7 @@ class Contender:
     state: Mapping[Any, Any] = field(default_factory=dict)  # the optimizer's
     oracle: Oracle | None = None  # makes the expected first run; None if there is none
     exact: bool = False  # whether it must agree with that to rounding, as MTAdam must in the tests
+    rounding: float = 0.0  # of the gradients, as a share, where their sums cancel
     keeps: object = None  # what has to live as long as ``run`` is called
 
 

@@ -19,6 +19,7 @@ from mtadam_fused.backends import select_backend, statuses
 from mtadam_fused.backends.registry import AUTO
 
 ONE_LAUNCH = "cuda-one-launch"
+ROUNDING = torch.finfo(torch.float32).eps  # of the arithmetic
 
 
 def set_gradients(optimizer: MTAdam | CombinedAdam, params: Sequence[Tensor], grads: Grads) -> None:
@@ -76,7 +77,7 @@ def make_balanced(backend: str, case: Case, device: Device, grads: Grads) -> Con
     optimizer = BalancedAdam(params, term_weights=weights, backend=backend)
     moved = byte_model.balanced_step(case.terms, case.element) * count_elements(params)
     made = make_eager(f"balanced-{backend}", optimizer, grads, moved, balanced_adam(weights))
-    return replace(made, exact=False)  # where the sum cancels in an element, its rounding is all that is left
+    return replace(made, rounding=ROUNDING)  # where the sum cancels in an element, this is all that is left
 
 
 def make_graph(backend: str, case: Case, device: Device, grads: Grads) -> Contender:
@@ -127,4 +128,4 @@ def make_combined(backend: str, case: Case, device: Device, grads: Grads) -> Con
     moved = byte_model.combined_step(case.terms, case.element, gram=optimizer.rule.needs_gram) * count_elements(params)
     oracle = weighted_adam(spec.weights(gram_matrix(grads)).tolist())
     made = make_eager(f"combined-{backend}", optimizer, grads, moved, oracle)
-    return replace(made, exact=case.terms <= 4)  # of more terms, sums cancel in some elements, as BalancedAdam's do
+    return made if case.terms <= 4 else replace(made, rounding=ROUNDING)  # of more terms, a sum cancels somewhere

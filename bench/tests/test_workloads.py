@@ -170,7 +170,7 @@ def test_a_graph_keeps_its_optimizer_alive(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("terms", [2, 4])
+@pytest.mark.parametrize("terms", [2, 4, 10])
 def test_contenders_with_a_rule_make_the_step_that_they_should(rule: str, terms: int) -> None:
     case = Case("small_300", terms, rule=rule)
     grads, made, _ = make_contenders(case, CPU, COMBINE_PEERS)

@@ -96,7 +96,7 @@ MTADAM_FN V broadcast(C value) {
   return value - V{};  // not a sum with zero, which changes -0, and so could not be left out
 }
 
-// A loop over a few vectors, unrolled, so that they stay in registers.
+// A loop over a few vectors, unrolled so that they stay in registers, or over a few terms.
 #define MTADAM_EACH(j, n) _Pragma("GCC unroll 8") for (int j = 0; j < (n); ++j)
 
 }  // namespace

@@ -94,7 +94,7 @@ void run(int64_t param_type, int64_t grad_type, int64_t terms, bool is_shared, b
 template <class C, class P, class G>
 void run_all(const char* name, int64_t param_type, int64_t grad_type) {
   Digest digest;
-  for (const int64_t terms : {1, 3, 11})
+  for (const int64_t terms : {1, 2, 5, 11})
     for (const bool is_shared : {false, true})
       for (const bool amsgrad : {false, true}) run<C, P, G>(param_type, grad_type, terms, is_shared, amsgrad, digest);
   std::printf("%s %016llx\n", name, static_cast<unsigned long long>(digest.value));
